@@ -163,18 +163,15 @@ class Site:
         text = settings.read_text()
         if "state_dir" in text:
             return
-        files = here / "etc/latticed-controller"
+        at, of_host = f"{here}/etc/latticed-controller", "/etc/latticed-controller"
         places = {
-            "state_dir": here / "var/lib/latticed-controller",
-            "runtime_dir": here / "run/latticed-controller",
-            "ca": files / "ca.pem",
-            "credentials": files / "nats.creds",
-            "key": files / "controller.key",
-            "certificate": files / "certificate.json",
-            "node_signer": files / "node-signer.json",
+            "state_dir": f"{here}/var/lib/latticed-controller",
+            "runtime_dir": f"{here}/run/latticed-controller",
+            "key": f"{at}/key",
+            "certificate": f"{at}/certificate.json",
         }
         below = "".join(f'{name} = "{path}"\n' for name, path in places.items())
-        settings.write_text(f"{below}{text}\n[rollout]\nsettle_s = {SETTLE_S}\n")
+        settings.write_text(f"{below}{text.replace(of_host, at)}\n[rollout]\nsettle_s = {SETTLE_S}\n")
 
 
 def _controller() -> list[str]:

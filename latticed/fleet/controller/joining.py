@@ -116,6 +116,7 @@ class Joining:
                 key=decided.node_key,
                 labels=decided.labels,
                 expires=decided.expires,
+                request=data.decode(),
             )
             await core.join(joined)
             log.info("node_joined", node=decided.node, key=decided.node_key)

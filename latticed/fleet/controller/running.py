@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import ssl
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ from latticed.fleet.controller.readers import NodeReaders
 from latticed.fleet.controller.views import LinkFacts
 from latticed.fleet.nats_connection import PAUSES, NatsConnection, NatsEndpoint
 from latticed.fleet.nats_engine import NatsControllerEngine
-from latticed.kit import logs
+from latticed.kit import files, logs
 from latticed.model.errors import Problem
 from latticed.trust import key_files
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 KEY: Final = "key"
 _FORGET_S: Final = 3_600.0
+_CERTIFY_S: Final = 60.0
 _LOST: Final = (
     "the database was empty: documents and assignments are learnt from what the message system has; events of before, "
     "and documents that were never shared, are not known"
@@ -63,6 +65,7 @@ class RunningController:
         self._stack = contextlib.AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
         self._lost_s = time.monotonic()
+        self._not_certified = ""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -130,10 +133,13 @@ class RunningController:
         )
         signer = await asyncio.to_thread(NodeSigner.read, settings.enrolment)
         self.joining = Joining(self.core, self.connection, self.leader, signer, life_s=settings.enrolment.credentials_s)
+        # Before it acts: one that was certified while it was not there need not wait.
+        certified = await self._certified("")
         await stack.enter_async_context(self.connection)
         stack.push_async_callback(self.lease.release)
         work = (self.lease.keep, self.leader.lead, self.readers.read, self.joining.serve, self._forget)
         self._tasks = [asyncio.create_task(one(), name=f"controller {one.__name__}") for one in work]
+        self._tasks.append(asyncio.create_task(self._certify(certified), name="controller certify"))
         stack.push_async_callback(self._end_tasks)
 
     def facts(self) -> LinkFacts:
@@ -157,6 +163,30 @@ class RunningController:
 
     def _lease_changed(self) -> None:
         self.leader.lease_changed()
+
+    async def _certify(self, seen: str) -> None:
+        """Take the operator's certificate again whenever its file is another one."""
+        while True:
+            await asyncio.sleep(_CERTIFY_S)
+            seen = await self._certified(seen)
+
+    async def _certified(self, seen: str) -> str:
+        """Take the certificate in the file unless it is the one that was `seen`; its SHA-256, empty for none."""
+        path = await asyncio.to_thread(settings_of.secret, self.settings.certificate)
+        if not await asyncio.to_thread(settings_of.is_there, path):
+            return ""
+        try:
+            data = (await asyncio.to_thread(files.read_at_most, path, documents.MAX_BYTES)).strip()
+            if (found := hashlib.sha256(data).hexdigest()) != seen:
+                await self.core.take_document(data)
+        except (OSError, ValueError, Problem) as error:
+            # As without one: an alarm says that there is none that counts.
+            if (reason := str(error)) != self._not_certified:
+                log.warning("certificate_not_taken", path=str(path), reason=reason)
+            self._not_certified = reason
+            return ""
+        self._not_certified = ""
+        return found
 
     async def _forget(self) -> None:
         while True:

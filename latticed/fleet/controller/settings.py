@@ -131,6 +131,9 @@ class ControllerSettings(_Section, frozen=True, kw_only=True):
     engine: EngineSettings
     key: _Path = f"{FILES}/key"
     """Signs assignments. Where there is none, one is made in the state directory."""
+    certificate: _Path = f"{FILES}/certificate.json"
+    """The operator's certificate for that key, looked at each minute; what the service manager hands over is of its
+    start. Where there is none it is sent (`latticectl fleet send`)."""
     state_dir: _Path = "/var/lib/latticed-controller"
     """Database, key and bundles."""
     runtime_dir: _Path = "/run/latticed-controller"
