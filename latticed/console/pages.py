@@ -8,6 +8,7 @@ import time
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlencode
 
 from latticed import __version__
 from latticed.console import fleet, overview, plain, plugin, templates
@@ -29,6 +30,8 @@ _LOG_WAIT_S: Final = 20
 _MOST_FOLLOWING: Final = 6
 """Logs that wait for lines, on a thread each; more are answered at once, and ask again a moment later."""
 _LISTED: Final = 100
+_MOST_REJECTED: Final = 5_000
+"""Refused bundles that are listed and searched; a page of more says so."""
 _MOST_LINES: Final = 4_000
 """Of a script or a difference; a page of more says that it does not show all."""
 _WITHIN: Final = MappingProxyType(
@@ -142,6 +145,9 @@ class Pages:
         found = await self._section(
             lambda: self._reader.get("plugins", "by-id", plugin_id, "logs", query={"limit": _LOG_LINES})
         )
+        # One that was forgotten, or never was: there is nothing to follow.
+        if found.problem and found.problem.code == "not_found":
+            raise found.problem
         return HtmlPage("logs", {"id": plugin_id, **_lines(found)})
 
     async def log_lines(self, query: Mapping[str, str], plugin_id: str) -> HtmlPage:
@@ -161,15 +167,20 @@ class Pages:
 
     async def rejected(self, query: Mapping[str, str]) -> HtmlPage:
         """Every refused bundle, a page at a time."""
-        found = await self._fresh("rejected", lambda: plain.rows(self._reader.get("plugins", "rejected")))
         wanted = overview.view(query)
         word = wanted.search.casefold()
+        found = await self._fresh(
+            "rejected",
+            lambda: plain.rows(self._reader.get("plugins", "rejected", query={"limit": _MOST_REJECTED + 1})),
+        )
         every = found.data or []
-        kept = [one for one in every if word in "\0".join(map(str, one.values())).casefold()] if word else every
+        shown = every[:_MOST_REJECTED]
+        kept = [one for one in shown if word in "\0".join(map(str, one.values())).casefold()] if word else shown
         context = {
             "problem": found.problem,
-            "page": overview.paged(kept, wanted.page, total=len(every)),
+            "page": overview.paged(kept, wanted.page, total=len(shown)),
             "view": wanted,
+            "more": len(every) > len(shown),
         }
         return HtmlPage("rejected", context, "*")
 
@@ -271,7 +282,9 @@ class Pages:
         since = _since(within, time.time())
         found, chains = await asyncio.gather(
             self._section(
-                lambda: self._reader.get("audit", query={"newest": 1, "limit": _LISTED, **calls, **since, **filters})
+                lambda: self._reader.get(
+                    "audit", query={"newest": 1, "limit": _LISTED, **_after(query), **calls, **since, **filters}
+                )
             ),
             self._section(lambda: self._reader.get("audit", "verify")),
         )
@@ -282,6 +295,7 @@ class Pages:
             "calls": bool(calls),
             "within": within,
             "spans": {name: said for name, (said, _) in _WITHIN.items()},
+            "older": _older(found, {**filters, **calls, "within": within}),
             "chain": chains.data if isinstance(chains.data, dict) else {},
             "chain_problem": chains.problem,
         }
@@ -396,6 +410,12 @@ def _lines(found: Section) -> dict[str, Any]:
 def _after(query: Mapping[str, str]) -> dict[str, str]:
     """The cursor of a following page, as the daemon gave it."""
     return {"after": query["after"][:256]} if query.get("after") else {}
+
+
+def _older(found: Section, asked: Mapping[str, Any]) -> str:
+    """The query of the page with older events, empty where there are none."""
+    cursor = plain.text(found.data, "older")
+    return urlencode({**{name: one for name, one in asked.items() if one}, "after": cursor}) if cursor else ""
 
 
 def _shown(said: str) -> ShownText:

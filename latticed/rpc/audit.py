@@ -37,8 +37,8 @@ Cursor = Annotated[str, Meta(pattern=f"^{chain.CURSOR}$")]
 class Filter(QueryParams, frozen=True):
     """Selects the events that match all given fields. `since`: an RFC 3339 time with a zone.
 
-    `after`: a cursor, `<decisions>.<calls>` for both chains, a bare number for decisions only. `calls=1`: host calls
-    only.
+    `after`: a cursor, `<decisions>.<calls>` for both chains, a bare number for decisions only; with `newest=1` the
+    events before it. `calls=1`: host calls only.
     """
 
     after: Cursor = ""
@@ -62,7 +62,7 @@ class Verify(QueryParams, frozen=True):
 
 
 async def query(ask: Ask) -> dict[str, Any]:
-    """Events after a cursor, oldest first; with `newest=1` the last ones, newest first.
+    """Events after a cursor, oldest first; with `newest=1` the last ones, newest first, and `older` for the next page.
 
     Events of host calls have `chain`.
 
@@ -72,6 +72,10 @@ async def query(ask: Ask) -> dict[str, Any]:
     asked = ask.query(Filter)
     limit, newest = asked.limit, asked.newest == "1"
     after, chains = _start(asked)
+    if newest and not asked.after:
+        # From the present end on: a page of one chain's events alone says nothing of the other's.
+        tip = ask.api.ledger.read(rows.position)
+        after = Position(tip.decisions + 1, tip.calls + 1)
     filters = {name: getattr(asked, name) or None for name in ("actor", "action", "target", "decision")}
     since_us = _microseconds(asked.since) if asked.since else None
     events = await rows.query_in_parts(
@@ -84,9 +88,12 @@ async def query(ask: Ask) -> dict[str, Any]:
         **filters,
     )
     # The newest events have no page after them.
-    more = len(events) == limit and not newest
-    end = after.past(events)
-    answer = {"events": events, "next": (end.decisions if chains == (DECISIONS,) else str(end)) if more else None}
+    full = len(events) == limit
+    more, end = full and not newest, after.past(events)
+    following = end.decisions if chains == (DECISIONS,) else str(end)
+    answer: dict[str, Any] = {"events": events, "next": following if more else None}
+    if newest:
+        answer["older"] = following if full else None
     if asked.heads != "1" or not events:
         return answer
     if not more:  # so that the last events of an export are covered by a signature, too

@@ -6,9 +6,10 @@ import asyncio
 import json
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
 from aiohttp import web
+from msgspec import Meta
 
 from latticed.broker.gate import Count
 from latticed.catalog.root import may_be_bundle
@@ -113,9 +114,10 @@ class About(QueryParams, frozen=True):
 
 
 class RejectedFilter(QueryParams, frozen=True):
-    """`about`: only bundles that claim to be this plugin, or whose directory has this name."""
+    """`about`: only bundles that claim to be this plugin, or whose directory has this name. `limit`: so many."""
 
     about: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=2**31)] | None = None
 
 
 class Grants(Body, frozen=True):
@@ -300,7 +302,8 @@ async def show(ask: Ask) -> dict[str, Any]:
 
 async def rejected(ask: Ask) -> web.StreamResponse:
     """Every bundle on disk that may not run, with code and reason."""
-    found, about = ask.api.lifecycle.rejected(), ask.query(RejectedFilter).about
+    found, asked = ask.api.lifecycle.rejected(), ask.query(RejectedFilter)
+    about = asked.about
 
     def wanted(name: str) -> bool:
         claimed = found[name].manifest
@@ -309,7 +312,7 @@ async def rejected(ask: Ask) -> web.StreamResponse:
     def row(name: str) -> bytes:
         return json.dumps(views.rejected(name.partition("/")[2], found[name]), separators=(",", ":")).encode("ascii")
 
-    names = sorted(filter(wanted, found))
+    names = sorted(filter(wanted, found))[: asked.limit]
     if len(names) > ROWS_AT_ONCE:
         return await _long_listing(ask, names, row)
     return web.Response(body=b"[" + b",".join(map(row, names)) + b"]", content_type="application/json")

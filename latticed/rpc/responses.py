@@ -433,10 +433,14 @@ class SignedHead(TypedDict):
 
 
 class AuditPage(TypedDict):
-    """`next` is the cursor of the following page, null on the last; a number where decisions alone were asked for."""
+    """`next` is the cursor of the following page, null on the last; a number where decisions alone were asked for.
+
+    `older` is that of the page with older events, where the newest were asked for.
+    """
 
     events: list[wire.AuditRow]
     next: int | str | None
+    older: NotRequired[int | str | None]
     heads: NotRequired[list[SignedHead]]
     checkpoint: NotRequired[SignedHead | None]
     calls_checkpoint: NotRequired[SignedHead | None]

@@ -62,6 +62,26 @@ async def test_audit_cursor_selects_decisions_calls_or_both(home):
         assert (await home.ask("GET", f"/api/audit?after={bad}")).status == 400, bad
 
 
+async def test_older_events_follow_the_newest_page_by_page(home):
+    """Both chains to their beginning, each event once, and none that is recorded meanwhile."""
+    await fill(home, decisions=4, calls=3)
+    seen, page = [], await home.ask("GET", "/api/audit?newest=1&limit=2")
+    await fill(home, decisions=1, calls=2)
+    while True:
+        assert page["next"] is None
+        seen += ids(page["events"])
+        if page["older"] is None:
+            break
+        page = await home.ask("GET", f"/api/audit?newest=1&limit=2&after={page['older']}")
+    assert [one for one in seen if one[0] == "d"] == ["d4", "d3", "d2", "d1"]
+    assert [one for one in seen if one[0] == "c"] == ["c3", "c2", "c1"]
+    assert "older" not in await home.ask("GET", "/api/audit?limit=2")
+    calls = await home.ask("GET", "/api/audit?newest=1&limit=4&calls=1")
+    assert ids(calls["events"]) == ["c5", "c4", "c3", "c2"]
+    rest = await home.ask("GET", f"/api/audit?newest=1&limit=4&calls=1&after={calls['older']}")
+    assert (ids(rest["events"]), rest["older"]) == (["c1"], None)
+
+
 async def test_audit_answer_has_heads_of_both_chains_beside_their_events(home):
     await fill(home, decisions=3, calls=2)
     page = await home.ask("GET", "/api/audit?heads=1")

@@ -429,3 +429,13 @@ async def test_head_request_requires_the_scope_of_get(home, be):
     be(uid=4_711)
     async with home.session.head("http://latticed/api/plugins") as head:
         assert head.status == 403
+
+
+async def test_rejected_bundles_are_listed_up_to_a_limit(home):
+    for name in "abc":
+        home.drop(name, id=f"acme.{name}", author=None, capabilities=["kv:steal"])
+    await in_process.until(lambda: len(home.app.api.lifecycle.rejected()) == 3, "three to be refused")
+    for limit, names in (("", ["a", "b", "c"]), ("?limit=2", ["a", "b"]), ("?limit=9&about=acme.b", ["b"])):
+        found = await home.ask("GET", f"/api/plugins/rejected{limit}")
+        assert [row["name"] for row in found["rows"]] == names
+    assert (await home.ask("GET", "/api/plugins/rejected?limit=0")).status == 400
