@@ -1,7 +1,7 @@
 """How hosts join by a controller, and have their credentials renewed: requests in, answers out; `enrolment` decides.
 
 Only the controller that acts answers, and only one that holds the key which signs nodes' credentials. That a token was
-used is on disk before anything is answered, and then shared with the other controllers.
+used is shared with the other controllers, by compare-and-set, and on disk before anything is answered.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from latticed.fleet import enrolment, nkeys, subjects
 from latticed.fleet.controller import settings
 from latticed.fleet.controller.leader import names
 from latticed.fleet.controller.records import JoinedRecord
-from latticed.fleet.engine import EngineUnavailable, Stored
+from latticed.fleet.engine import Conflict, EngineUnavailable, Stored
 from latticed.fleet.judging import Refusal
 from latticed.kit import files, logs
 from latticed.model.errors import Problem
@@ -83,7 +83,7 @@ class Joining:
                         else self._joined(message.subject, message.data)
                     )
                     await self._connection.publish(message.reply, await asyncio.to_thread(self._answer, granted))
-                except (EngineUnavailable, Problem) as error:  # who asked asks again
+                except (EngineUnavailable, Conflict, Problem) as error:  # who asked asks again
                     log.info("joining_unanswered", reason=str(error)[:200])
 
     async def _joined(self, subject: str, data: bytes) -> enrolment.Joined | Refusal:
@@ -118,6 +118,8 @@ class Joining:
                 expires=decided.expires,
                 request=data.decode(),
             )
+            # First where all controllers look: of two that both act for a moment, one alone has it.
+            await self._leader.share(joined)
             await core.join(joined)
             log.info("node_joined", node=decided.node, key=decided.node_key)
         return decided

@@ -365,13 +365,19 @@ class Leader:
             return
         due: list[RolloutRecord | JoinedRecord] = [*core.tokens.values(), *core.rollouts.values()]
         for record in due:
-            name = records.name_of(record)
-            if self._shared_steps.get(name, 0) < record.step:
-                key, envelope = records.shared(
-                    record, core.key, fleet=core.fleet, controller=core.controller, now_s=core.now_s()
-                )
-                await self._share(key, envelope)
-                self._shared_steps[key] = record.step
+            if self._shared_steps.get(records.name_of(record), 0) < record.step:
+                await self.share(record)
+
+    async def share(self, record: RolloutRecord | JoinedRecord) -> None:
+        """Have the other controllers find a record. EngineUnavailable; Conflict where another one has left its own
+        since, which is learnt.
+        """
+        core = self._core
+        key, envelope = records.shared(
+            record, core.key, fleet=core.fleet, controller=core.controller, now_s=core.now_s()
+        )
+        await self._share(key, envelope)
+        self._shared_steps[key] = record.step
 
     async def _share(self, key: str, data: bytes) -> None:
         if not self._lease.held:

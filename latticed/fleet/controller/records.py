@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from latticed.fleet import documents, rollout
+from latticed.fleet import documents, enrolment, rollout
 from latticed.fleet.documents import BundleSource, Malformed, SharedRecord
+from latticed.fleet.judging import Refusal
 from latticed.fleet.rollout import GatePolicy, Rollout, RolloutState
 
 if TYPE_CHECKING:
@@ -201,6 +202,8 @@ def found(data: bytes, shelf: DocumentShelf) -> RolloutRecord | JoinedRecord:
         raise Malformed("expected the record that its name says, found another")
     if isinstance(record, RolloutRecord):
         _check_places(record)
+    else:
+        _check_joined(record, shelf)
     return record
 
 
@@ -210,6 +213,21 @@ def _check_places(record: RolloutRecord) -> None:
     places = max((place for found in record.befores.values() for place in found), default=-1)
     if record.wave >= max(1, len(waves)) or places >= len(record.nodes):
         raise Malformed(f"expected waves and nodes that the rollout {record.name} has, found others")
+
+
+def _check_joined(record: JoinedRecord, shelf: DocumentShelf) -> None:
+    """Malformed unless an operator invited this node and the invitation's key signed for its key: by a controller's
+    stolen key nobody takes the place of a node.
+    """
+    asked = enrolment.read_request(record.request.encode())
+    if isinstance(asked, Refusal):
+        raise Malformed(f"expected the request by which {record.node} joined, found: {asked.found}")
+    token = asked.document
+    if asked.token.key not in shelf.operators or token.fleet != shelf.fleet:
+        raise Malformed(f"expected {record.node} to have joined by an operator of this fleet, found {asked.token.key}")
+    proven = (token.token, token.node, asked.request.node_key, token.labels, token.expires)
+    if (record.token, record.node, record.key, record.labels, record.expires) != proven:
+        raise Malformed(f"expected what {record.node} asked for when it joined, found something else")
 
 
 def halted(record: RolloutRecord, reason: str, *, now_s: int) -> RolloutRecord:

@@ -6,9 +6,11 @@ import contextlib
 import itertools
 import time
 
+import msgspec
 import pytest
 
 from latticed.fleet import deployment, documents, enrolment, nkeys, subjects
+from latticed.fleet.controller import records
 from latticed.fleet.controller.settings import EnrolmentSettings
 from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_engine import NatsEngine
@@ -161,6 +163,70 @@ async def test_invitation_counts_once_also_after_a_restart(fleet, operator, name
     async with house.running(fleet, tmp_path, operator=operator, enrolment=signer, name="c2") as other:
         await other.leads()
         assert await code_of(second.ask(invited)) == "enrolment_used"
+
+
+async def test_that_an_invitation_was_used_is_with_the_other_controllers_before_it_is_answered(
+    fleet, controlled, operator, name, tmp_path
+):
+    """However the controller ends then, whoever copied the invitation is refused by the one that takes over."""
+    invited = (host := Host(fleet, operator, name, tmp_path)).invited()
+    await host.ask(invited)
+    kept = await controlled.running.engine.get(f"joined-{invited.document.token}")
+    assert records.found(kept.data, controlled.core.shelf).key == host.public
+
+
+async def test_invitation_that_another_controller_has_taken_meanwhile_counts_no_more(
+    fleet, controlled, operator, name, tmp_path
+):
+    host, thief = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    invited = host.invited()
+    other = key_files.generate()
+    await controlled.give(operator.controller(key_files.public_text(other), "c2"))
+    key, envelope = records.shared(joined(host, invited), other, fleet=operator.fleet, controller="c2", now_s=1)
+    await controlled.running.engine.put(key, envelope, 0)
+    assert await code_of(refused_at_last(thief, invited)) == "enrolment_used"
+    assert controlled.core.nodes[name].key == host.public
+
+
+async def refused_at_last(host, invited):
+    """What it is answered once the controller has seen the other one's record."""
+    while True:
+        with contextlib.suppress(EngineUnavailable):
+            return await host.ask(invited)
+
+
+@pytest.mark.parametrize("forge", ["no request", "another key", "other labels"])
+async def test_stolen_controllers_key_puts_nobody_in_the_place_of_a_node(
+    fleet, controlled, operator, name, tmp_path, forge
+):
+    host, thief = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    await host.ask(host.invited())
+    stolen = key_files.generate()
+    await controlled.give(operator.controller(key_files.public_text(stolen), "c2"))
+    fields = {
+        "no request": {"request": ""},
+        "another key": {"key": thief.public},
+        "other labels": {"labels": {"role": "payroll"}},
+    }[forge]
+    forged = msgspec.structs.replace(joined(host, host.invited()), **fields)
+    _, envelope = records.shared(forged, stolen, fleet=operator.fleet, controller="c2", now_s=1)
+    assert not await controlled.core.learn_record(envelope)
+    assert controlled.core.nodes[name].key == host.public
+    assert controlled.core.nodes[name].labels == {"role": "web"}
+
+
+def joined(host, invited):
+    """What a controller keeps of this host that has joined."""
+    token = invited.document
+    asked = enrolment.request(invited, host.public, host.user.public)
+    return records.JoinedRecord(
+        token=token.token,
+        node=token.node,
+        key=host.public,
+        labels=token.labels,
+        expires=token.expires,
+        request=asked.decode(),
+    )
 
 
 async def test_name_that_another_host_has_is_given_to_nobody_until_that_key_is_revoked(
