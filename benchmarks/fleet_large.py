@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from tests.house.simulated_fleets import SimulatedFleet
 
 MAX_S: Final = 3.0
+RETURN_S: Final = 180.0
+"""After which who has not come back is counted."""
 MAX_KIB: Final = 50
 PROCESSES: Final = 4
 LONGEST_PAUSE_S: Final = 2 * PAUSES.ceiling_s
@@ -69,7 +72,9 @@ async def _returned(
     began_s = time.monotonic()
     assert server.process is not None
     await nodes.assign(engine, nodes.intent(generation), generation)
-    await nodes.all_have(generation)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(RETURN_S):
+            await nodes.all_have(generation)
     used_s = processes.cpu_s(server.process.pid)
     heard = await nodes.listed(do="heard", generation=generation)
     last = {str(name): at - max(nodes.published_s[name], began_s) for name, _, at in heard}
@@ -78,24 +83,26 @@ async def _returned(
     return [
         rows.Row(
             target="FLEET10K",
-            what=f"a server gone for {gone_s:.0f} s: from its start until each node is connected, p50, p99, last",
+            what=f"a server gone for {gone_s:.0f} s: its start until each node is connected, p50, p99, last",
             ours=", ".join(rows.seconds(value) for value in (*_points(connected, 0.5, 0.99), max(connected))),
             reference=f"≤ {LONGEST_PAUSE_S:.0f} s of pauses between two tries",
             samples={"ours": connected},
         ),
         rows.Row(
             target="FLEET10K",
-            what="... most connections in one second, those made twice, the server's CPU for all of it",
-            ours=f"{max(seconds.values())}, {len(connected) - count}, {rows.seconds(used_s)}",
+            what="... most connections in one second, more or fewer than nodes, the server's CPU for all of it",
+            ours=f"{max(seconds.values())}, {len(connected) - count:+}, {rows.seconds(used_s)}",
             wanted=f"≤ {count // 8} in one second",
             met=max(seconds.values()) <= count // 8,
         ),
         rows.Row(
             target="FLEET10K",
-            what="... a document of that moment, published (or the server's start) to verdict, p50, p99",
-            ours=", ".join(rows.seconds(value) for value in _points(list(last.values()), 0.5, 0.99)),
-            wanted=f"≤ {2 + 60} s",
-            met=rows.percentile(list(last.values()), 0.99) <= 62,
+            what="... a document of then, published (or the server's start) to verdict, p50, p99; nodes without it",
+            ours=", ".join(
+                [*(rows.seconds(value) for value in _points(list(last.values()), 0.5, 0.99)), str(count - len(last))]
+            ),
+            wanted=f"≤ {2 + 60} s, 0",
+            met=rows.percentile(list(last.values()), 0.99) <= 62 and len(last) == count,
         ),
     ]
 

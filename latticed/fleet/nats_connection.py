@@ -413,10 +413,15 @@ def _cancellable() -> Iterator[None]:
 
 async def _closed(client: Client) -> None:
     """Close a client whatever its state; what a broken one raises is of no interest any more."""
-    with contextlib.suppress(Exception):
-        # After a TLS handshake that failed it waits for ever: asyncio has closed the connection, and told TLS alone.
-        async with asyncio.timeout(_CLOSE_S):
-            await client.close()
+    closing = asyncio.ensure_future(client.close())
+    closing.add_done_callback(lambda one: one.cancelled() or one.exception())
+    # After a TLS handshake that failed it waits for ever: asyncio has closed the connection, and told TLS alone. And
+    # nats-py takes a cancellation for the end of a flush and waits on: it is left to itself, or nobody connects again.
+    try:
+        await asyncio.wait({closing}, timeout=_CLOSE_S)
+    finally:
+        closing.cancel()
+    await asyncio.wait({closing}, timeout=_CLOSE_S)
 
 
 def _words(error: BaseException) -> str:

@@ -328,6 +328,9 @@ class _Process:
         match command["do"]:
             case "up":
                 return sum(one.connection.up for one in self._nodes)
+            case "stuck":  # nodes whose client is closed although they take it for a connection
+                clients = [one.connection._state.client for one in self._nodes]
+                return sum(one is not None and one.is_closed for one in clients)
             case "count":  # nodes that have taken up this generation
                 return sum(bool(one.heard) and one.heard[-1].generation >= command["generation"] for one in self._nodes)
             case "heard":

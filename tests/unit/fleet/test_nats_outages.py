@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from latticed.fleet import deployment, nkeys
+from latticed.fleet import deployment, nats_connection, nkeys
 from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_connection import PAUSES, NatsConnection
 from latticed.fleet.nats_engine import NatsEngine
@@ -141,6 +141,20 @@ class TestNetworkIsCut:
             wire.heal()
             await controller.put_desired(node, b"one", 0)
             assert await NatsEngine(connection, node).desired() == b"one"
+
+    async def test_client_that_ends_by_no_cancellation_keeps_nobody_from_the_next_one(self):
+        """As nats-py's own, which takes it for the end of a flush: under load some nodes never came back."""
+        ended = asyncio.Event()
+
+        class Client:
+            async def close(self):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await ended.wait()
+                await ended.wait()
+
+        async with asyncio.timeout(WAIT_S):
+            await nats_connection._closed(Client())
+        ended.set()
 
 
 class TestCredentialsEnd:
