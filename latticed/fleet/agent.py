@@ -156,18 +156,20 @@ class _LinkHalf:
     """The link's process, as the node sees it."""
 
     pid: int
-    end_: socket.socket
+    channel: socket.socket
     reports: int
     said: str = ""
     heard_s: float = field(default_factory=time.monotonic)
 
     def hear(self) -> None:
         """Take what it has said: lines, of which the last that is not empty counts."""
+        data = b""
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.reports, _READ_BYTES):
-                self.heard_s = time.monotonic()
-                said = [one for one in data.decode("utf-8", "replace").split("\n") if one]
-                self.said = sanitise(said[-1], _SAID_BYTES) if said else self.said
+            data = os.read(self.reports, _READ_BYTES)  # once: it may write as fast as it can
+        if data:
+            self.heard_s = time.monotonic()
+            said = [one for one in data.decode("utf-8", "replace").split("\n") if one]
+            self.said = sanitise(said[-1], _SAID_BYTES) if said else self.said
 
     def end(self) -> None:
         """End this process with the link, if that has ended. What the node has to keep is on disk at any moment."""
@@ -217,7 +219,7 @@ def _node(host: AgentHost, link: _LinkHalf, manager: _Manager) -> int:
     from latticed.fleet import node
 
     node.run(
-        link.end_,
+        link.channel,
         host.state.node,
         host.settings.socket,
         reconcile_s=host.settings.reconcile_s,
