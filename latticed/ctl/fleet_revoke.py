@@ -55,7 +55,7 @@ def run(session: CtlSession) -> int:
         screen.json({**told, "keys": list(list_.keys), "documents": list(list_.intents)})
         return ExitCode.OK
     screen.line(f"{place}: signed, serial {list_.serial}")
-    screen.note("hosts learn of it once a controller has it")
+    screen.hint(f"hosts learn of it by a controller: latticectl fleet send {place}")
     epoch = max((one.document.epoch for one in fleet.certificates()), default=1)
     if any(one.document.controller_key in added for one in fleet.certificates()):
         screen.hint(

@@ -115,6 +115,8 @@ def _signed(
     screen.line(f"{place}: signed, SHA-256 {sha256}")
     if kind == "intent":
         screen.hint(f"latticectl fleet plan {place} shows what it would change; latticectl fleet roll {place} begins")
+    elif kind != "intent":
+        screen.hint(f"latticectl fleet send {place}, on a controller's host")
     return ExitCode.OK
 
 
