@@ -132,9 +132,13 @@ class RunningController:
             self.core, self.connection, self.engine, self.leader, present_s=self.periods.present_s
         )
         signer = await asyncio.to_thread(NodeSigner.read, settings.enrolment)
-        self.joining = Joining(self.core, self.connection, self.leader, signer, life_s=settings.enrolment.credentials_s)
+        # Apart from the one that leads: what hosts ask comes through no stream, and one may ask without end.
+        asked = NatsConnection(endpoint, pauses=self._pauses)
+        self.joining = Joining(self.core, asked, self.leader, signer, life_s=settings.enrolment.credentials_s)
         # Before it acts: one that was certified while it was not there need not wait.
         certified = await self._certified("")
+        if signer is not None:
+            await stack.enter_async_context(asked)
         await stack.enter_async_context(self.connection)
         stack.push_async_callback(self.lease.release)
         work = (self.lease.keep, self.leader.lead, self.readers.read, self.joining.serve, self._forget)
