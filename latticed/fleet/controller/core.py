@@ -279,7 +279,7 @@ class FleetCore:
             if found.token not in self.tokens:
                 await self.join(found)
             return True
-        if self.rebuilt:
+        if self.rebuilt and found.name not in self.rollouts:
             # It may be an older one that somebody shows again: nothing here can tell.
             found = records.halted(
                 found, "the controller's state was lost: an operator has to look", now_s=self.now_s()
