@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 import os
+import re
 from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import decode
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+_HALF: Final = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{12}")
 _MANIFEST_BYTES: Final = 1 << 20
 _HOW: Final = "make it by: tar -cf NAME.tar -C BUNDLE manifest.json artifact"
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -55,6 +57,14 @@ async def received(directory: Path, sha256: str, body: AsyncIterator[bytes], *, 
     finally:
         await asyncio.to_thread(fresh.unlink, missing_ok=True)
     return kept
+
+
+def opened(directory: Path) -> None:
+    """Make the directory, or remove what a killed process left half received in it. OSError. Blocks."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for path in directory.glob(".*"):
+        if _HALF.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _described(fd: int, sha256: str, size: int, now_s: int) -> KeptBundle:

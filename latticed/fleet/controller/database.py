@@ -22,7 +22,7 @@ from latticed.kit import files
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 Connection = sqlite3.Connection
@@ -193,6 +193,16 @@ async def opened(directory: Path) -> AsyncIterator[ControllerDatabase]:
             await loop.run_in_executor(thread, connection.close)
     finally:
         thread.shutdown(wait=False)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """While no controller runs on this state. Problem state_unusable, state_in_use. Blocks."""
+    lock = _locked(directory)
+    try:
+        yield
+    finally:
         os.close(lock)
 
 

@@ -78,6 +78,11 @@ class FleetOperations:
         if kept is None:
             used = sum(one.size for one in core.bundles.values())
             room = settings.engine.bundles_bytes - used
+            if room <= 0:
+                reason = f"expected room for one more bundle, found {used} bytes of bundles kept"
+                raise Problem(
+                    "quota_exceeded", reason, "[engine] bundles_bytes in the settings is how many there may be"
+                )
             kept = await bundle_files.received(
                 settings.bundles, sha256, body, most=min(view.MOST_BUNDLE_BYTES, room), now_s=core.now_s()
             )

@@ -138,12 +138,12 @@ def _new_key(found: ControllerSettings) -> int:
         hint = "latticectl fleet init makes keys of controllers; put another one there, or none"
         raise Problem("exists", f"expected no key at {given}, found one, which is used", hint)
     state = Path(found.state_dir)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state / KEY
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(state / f"{KEY}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
-    key = key_files.generate()
-    key_files.create(path, key)
+    with database.alone(state):
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(state / f"{KEY}.{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}")
+        key = key_files.generate()
+        key_files.create(path, key)
     sys.stdout.write(f"{key_files.public_text(key)}\n")
     return 0
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from latticed.fleet import deployment, documents, subjects
-from latticed.fleet.controller import database, store
+from latticed.fleet.controller import bundle_files, database, store
 from latticed.fleet.controller import settings as settings_of
 from latticed.fleet.controller.core import FleetCore
 from latticed.fleet.controller.joining import Joining, NodeSigner
@@ -92,7 +92,7 @@ class RunningController:
         base = await stack.enter_async_context(database.opened(state))
         key = await asyncio.to_thread(_own_key, settings_of.secret(settings.key), state / KEY)
         credentials = await asyncio.to_thread(settings_of.secret, settings.engine.credentials)
-        await asyncio.to_thread(settings.bundles.mkdir, 0o700, exist_ok=True)
+        await asyncio.to_thread(bundle_files.opened, settings.bundles)
         try:
             kept = await base.read(store.load)
         except (documents.Malformed, msgspec.ValidationError, msgspec.DecodeError, ValueError) as error:

@@ -11,9 +11,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.fleet import subjects
 from latticed.fleet.controller import records
+from latticed.fleet.controller.assigning import KeptBundle
 from latticed.fleet.controller.shelf import DocumentShelf, judged
 from latticed.fleet.documents import Malformed
 from latticed.fleet.nats_engine import NatsControllerEngine
+from latticed.model.errors import Problem
 from tests.house import fleet_controllers as house
 from tests.house import fleets, nats_servers
 from tests.house.fleet_controllers import until
@@ -135,3 +137,18 @@ def nats_reply(answer):
     from latticed.fleet.nats_connection import NatsReply
 
     return NatsReply(data=json.dumps(answer).encode(), headers={})
+
+
+async def test_bundle_that_there_is_no_room_for_is_refused_with_the_setting_that_makes_room(fleet, operator, tmp_path):
+    async def nothing():
+        yield b""
+
+    async with house.running(fleet, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        room = controlled.running.settings.engine.bundles_bytes
+        controlled.core.bundles["a" * 64] = KeptBundle(
+            sha256="a" * 64, plugin="acme.demo", version="1.0.0", identity="", publisher="", size=room
+        )
+        with pytest.raises(Problem) as refused:
+            await controlled.operations.take_bundle("b" * 64, nothing())
+        assert (refused.value.code, "bundles_bytes" in refused.value.hint) == ("quota_exceeded", True)

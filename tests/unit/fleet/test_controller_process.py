@@ -256,6 +256,31 @@ def test_second_one_on_the_same_state_is_refused(running, fleet, tmp_path):
     assert (second.returncode, "state_in_use" in second.stderr) == (os.EX_TEMPFAIL, True)
 
 
+def test_new_key_is_refused_while_it_runs(running):
+    before = (running.state / "key").read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "latticed.fleet.controller.process", "--config", running.config, "--new-key"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, "state_in_use" in done.stderr) == (os.EX_TEMPFAIL, True)
+    assert (running.state / "key").read_bytes() == before
+
+
+def test_half_a_bundle_of_a_killed_controller_is_gone_after_its_next_start(running, tmp_path):
+    sha256, data = tarred(tmp_path, id="acme.demo")
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.connect(str(running.socket))
+        head = f"PUT /api/fleet/bundles/{sha256} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        asking.sendall(head.encode() + data[:1_000])
+        running.until(lambda: list((running.state / "bundles").iterdir()) != [], "half a bundle")
+        running.kill()
+    running.start()
+    assert list((running.state / "bundles").iterdir()) == []
+
+
 def test_new_key_is_made_while_it_does_not_run(made):
     made.start()
     first = made.get("fleet")["certificate"]["key"]
