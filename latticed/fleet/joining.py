@@ -156,7 +156,7 @@ def _as(user: tuple[int, int]) -> Iterator[None]:
 
 
 def _node(state: AgentState, invited: Invitation, *, joined: bool) -> str:
-    """The node's public key, made now unless it is there. Problem io_error, fleet_state_invalid.
+    """The node's public key, made now unless it is there. Problem io_error, fleet_state_invalid, operator_revoked.
 
     `joined`: the host is of this fleet, so key and state have to be there, and stay.
     """
@@ -166,7 +166,12 @@ def _node(state: AgentState, invited: Invitation, *, joined: bool) -> str:
         shutil.rmtree(state.node)
     if not joined and not os.path.lexists(state.node):
         return kept_state.enrol(state.node, invited.token.envelope, now_s=int(time.time()))
-    return kept_state.opened(state.node, invited.document).state.node_key
+    found = kept_state.opened(state.node, invited.document).state
+    if invited.token.key in found.revoked:
+        expected = "expected an invitation by an operator whom this host was not told to believe no more"
+        hint = "have another operator of the fleet invite this host (latticectl fleet enroll)"
+        raise Problem("operator_revoked", f"{expected}, found one by {invited.token.key}", hint)
+    return found.node_key
 
 
 def _clear(state: AgentState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import ssl
@@ -200,6 +201,18 @@ def test_host_of_one_fleet_does_not_join_another_or_under_another_name(fleet, ho
         fleet.operator = stranger
     assert "operator_unknown" in other.stderr
     assert host.join(fleet.invitation(node), "--operator", fleets.public(fleets.STRANGER)).returncode == 1
+
+
+def test_operator_whom_a_host_knows_as_revoked_invites_it_to_nothing(fleet, host, node):
+    """Otherwise a stolen key would name the operators that the host is to believe from then on."""
+    assert host.join(fleet.invitation(node)).returncode == 0
+    kept = host.state.node / "state"
+    pinned, state = host.pinned.read_bytes(), json.loads(kept.read_bytes())
+    kept.write_text(json.dumps({**state, "revoked": [fleets.public(fleet.operator)]}))
+    asked = fleet.office.asked
+    again = host.join(fleet.invitation(node))
+    assert (again.returncode, "operator_revoked" in again.stderr) == (1, True), again.stderr
+    assert (host.pinned.read_bytes(), fleet.office.asked) == (pinned, asked)
 
 
 @pytest.mark.parametrize("at_s", [0.0, 0.35, 0.5, 0.6, 0.7, *long.only(0.1, 0.2, 0.3, 0.4, 0.45, 0.55, 0.65, 0.8, 0.9)])
