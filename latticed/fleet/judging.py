@@ -54,7 +54,8 @@ class Present(Struct, frozen=True, kw_only=True):
 
 
 class NodeState(Struct, frozen=True, kw_only=True):
-    """All that a node remembers. `operators`: pinned at enrolment. `epoch` and `generation`: of the last assignment
+    """All that a node remembers. `operators`: pinned at enrolment. `serial` and `certified_by`: of the certificate that
+    the labels are from, and whose key signed it. `epoch` and `generation`: of the last assignment
     that was taken up, whose SHA-256 is `assignment`. `highest`: the highest generation of an intent that it has ever
     taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is carried out
     no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told.
@@ -66,6 +67,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     node_key: str
     labels: dict[str, str]
     serial: int = 0
+    certified_by: str = ""
     epoch: int = 0
     generation: int = 0
     assignment: str = ""
@@ -262,12 +264,15 @@ def _learnt(state: NodeState, data: bytes) -> NodeState:
 
 
 def _certified(state: NodeState, data: bytes) -> NodeState:
-    """The state with the labels of a newer certificate of this node; one that is older changes nothing. _No."""
-    found: NodeCertificate = _by_operator(state, data, NodeCertificate).document
+    """The state with the labels of a newer certificate of this node; one that is older changes nothing, unless the
+    operator of the newer one was revoked since. _No.
+    """
+    signed = _by_operator(state, data, NodeCertificate)
+    found: NodeCertificate = signed.document
     _check_audience(state, found.node, found.node_key)
-    if found.serial <= state.serial:
+    if found.serial <= state.serial and state.certified_by not in state.revoked:
         return state
-    return msgspec.structs.replace(state, labels=found.labels, serial=found.serial)
+    return msgspec.structs.replace(state, labels=found.labels, serial=found.serial, certified_by=signed.key)
 
 
 def _by_operator(state: NodeState, data: bytes, kind: type[documents.D]) -> Signed:

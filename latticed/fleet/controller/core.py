@@ -141,13 +141,13 @@ class FleetCore:
         if kept.kind != "node":
             return None, []
         found: NodeCertificate = kept.signed.document
-        return self._node(found.node, found.node_key, found.labels, found.serial)
+        return self._node(found.node, found.node_key, found.labels, found.serial, above=self.shelf.serial(found.node))
 
     def _node(
-        self, name: str, key: str, labels: Mapping[str, str], serial: int
+        self, name: str, key: str, labels: Mapping[str, str], serial: int, *, above: int | None = None
     ) -> tuple[FleetNodeKey | None, list[KeptAlarm]]:
         before = self.nodes.get(name)
-        if before is not None and before.serial >= serial and before.key == key:
+        if before is not None and (before.serial if above is None else above) >= serial and before.key == key:
             return None, []
         alarms = []
         if before is not None and before.key != key:

@@ -82,8 +82,7 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
         signed = kept.signed
         match kept.kind:
             case "node":
-                before = self.nodes.get(signed.document.node)
-                if before is not None and before.document.serial >= signed.document.serial:
+                if self.serial(signed.document.node) >= signed.document.serial:
                     return self
                 return dataclasses.replace(self, nodes={**self.nodes, signed.document.node: signed})
             case "intent":
@@ -97,6 +96,11 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
                 return dataclasses.replace(taken, told=_spread(taken))
             case _:
                 return dataclasses.replace(self, tokens={**self.tokens, signed.sha256: signed})
+
+    def serial(self, node: str) -> int:
+        """The serial that a certificate of this node has to be above; 0 where its operator was revoked since."""
+        kept = self.nodes.get(node)
+        return int(kept.document.serial) if kept is not None and self.operator(kept.key) else 0
 
     def operator(self, key: str) -> bool:
         """Whether a key is an operator's that counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -9,7 +10,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.fleet import subjects
+from latticed.fleet import documents, judging, subjects
 from latticed.fleet.controller import records
 from latticed.fleet.controller.assigning import KeptBundle
 from latticed.fleet.controller.shelf import DocumentShelf, judged
@@ -152,3 +153,36 @@ async def test_bundle_that_there_is_no_room_for_is_refused_with_the_setting_that
         with pytest.raises(Problem) as refused:
             await controlled.operations.take_bundle("b" * 64, nothing())
         assert (refused.value.code, "bundles_bytes" in refused.value.hint) == ("quota_exceeded", True)
+
+
+async def test_labels_by_a_stolen_operators_key_go_once_it_is_revoked_and_another_operator_says_so(
+    fleet, operator, tmp_path
+):
+    """Of whatever serial the thief's certificate was."""
+    stolen = house.Operator(operator.fleet, fleets.STRANGER)
+    key = fleets.public(Ed25519PrivateKey.generate())
+    shown = judging.NodeState(
+        fleet=operator.fleet, operators=(operator.public, stolen.public), node="n1", node_key=key, labels={}
+    )
+
+    def certified(by, role, serial):
+        made = documents.NodeCertificate(
+            fleet=operator.fleet, node="n1", node_key=key, labels={"role": role}, serial=serial
+        )
+        return documents.sign(made, by.key)
+
+    forged, good = certified(stolen, "payroll", 2**53 - 1), certified(operator, "web", 2)
+    async with house.running(fleet, tmp_path, operator=operator) as controlled:
+        core = controlled.core
+        core.shelf = dataclasses.replace(core.shelf, operators=(operator.public, stolen.public))
+        for envelope in (forged, operator.revocations(stolen.public), good):
+            await controlled.give(envelope)
+        assert core.nodes["n1"].labels == {"role": "web"}
+        with pytest.raises(Problem) as refused:
+            await controlled.give(certified(operator, "mail", 2))
+        assert refused.value.code == "document_old"
+    for node, revocations in ((forged, None), (good, operator.revocations(stolen.public))):
+        rest = dict.fromkeys(("assignment", "intent", "controller"), good)
+        desired = documents.DesiredDocument(**rest, node=node, revocations=revocations)
+        shown, _ = judging.judge(shown, documents.pack(desired), now_s=1)
+    assert (shown.labels, shown.serial) == ({"role": "web"}, 2)
