@@ -47,6 +47,7 @@ CREDENTIALS_ENDED: Final = "the credentials ended"
 """What the reason of a lost connection begins with, when that is it."""
 _CONNECT_S: Final = 15.0
 _CLOSE_S: Final = 1.0
+_LOOK_S: Final = 15.0  # how often it is looked whether a client is connected still
 _PING_S: Final = 10
 _MOST_PINGS: Final = 2
 _READ_AHEAD: Final = 8_192
@@ -270,10 +271,26 @@ class NatsConnection:
         failures = 0
         while True:
             began_s = loop.time()
-            reason = await self._one_client()
+            reason = await self._in_a_task_of_its_own()
             failures = 1 if loop.time() - began_s >= STEADY_S else failures + 1
             self._told(None, reason)
             await asyncio.sleep(self._pauses.delay_s(failures, self._roll()))
+
+    async def _in_a_task_of_its_own(self) -> str:
+        """As `_one_client`. What nats-py leaves behind in a task ends with it: a cancellation that it takes for the end
+        of its own wait counts on there (`Task.cancelling`), and by it the next time-out would end all trying.
+        """
+        living = asyncio.create_task(self._one_client(), name="fleet connection's client")
+        try:
+            await asyncio.wait({living})
+        finally:
+            if not living.done():
+                living.cancel()
+                await asyncio.wait({living})
+        if living.cancelled():
+            self._state.client = None
+            return "the connection was given up"
+        return living.result()
 
     async def _one_client(self) -> str:
         """Connect and wait until that is lost; why it was, or could not be made."""
@@ -312,7 +329,7 @@ class NatsConnection:
                     await one.begin(client)
             self._state.connections += 1
             self._told(client, "")
-            await closed.wait()
+            await _over(client, closed)
         except Exception as error:  # noqa: BLE001 - a server's words make nats-py raise anything, and nobody else connects
             await heard.error(error)
         finally:
@@ -409,6 +426,18 @@ def _cancellable() -> Iterator[None]:
     finally:
         if task is not None and task.cancelling() > before:
             raise asyncio.CancelledError
+
+
+async def _over(client: Client, closed: asyncio.Event) -> None:
+    """Return once a client has said that it is closed, or is without having said so."""
+    while client.is_connected:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await closed.wait()
+                return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LOOK_S):
+            await closed.wait()
 
 
 async def _closed(client: Client) -> None:

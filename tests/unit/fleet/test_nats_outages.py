@@ -268,6 +268,40 @@ class TestServerIsAnother:
         server.close()
 
 
+class TestClientThatFailsInItsOwnWay:
+    """nats-py and Python 3.11 lose cancellations and callbacks where many connections end at once."""
+
+    async def test_cancellation_that_nobody_asked_for_does_not_end_the_trying(self, fleet, node, monkeypatch):
+        real, tries = nats_connection.Client.connect, []
+
+        async def connect(client, *servers, **options):
+            tries.append(client)
+            if len(tries) < 3:
+                raise asyncio.CancelledError
+            await real(client, *servers, **options)
+
+        monkeypatch.setattr(nats_connection.Client, "connect", connect)
+        async with asyncio.timeout(WAIT_S), fleet.connected(node) as connection:
+            await connection.wait_up()
+            assert len(tries) >= 3
+
+    async def test_client_that_does_not_say_that_it_is_closed_is_replaced(self, fleet, node, monkeypatch):
+        real = nats_connection.Client.connect
+        monkeypatch.setattr(nats_connection, "_LOOK_S", 0.1)
+        monkeypatch.setattr(
+            nats_connection.Client,
+            "connect",
+            lambda client, *servers, **options: real(client, *servers, **{**options, "closed_cb": None}),
+        )
+        async with asyncio.timeout(WAIT_S), fleet.connected(node) as connection:
+            await connection.wait_up()
+            first = connection.connections
+            fleet.servers[0].kill()
+            await until(lambda: _is(not connection.up))
+            fleet.servers[0].start()
+            await connection.wait_for_another(first)
+
+
 def test_pauses_spread_over_all_of_their_length():
     """Ten thousand that lose a server at once come back over seconds, and over half a minute when it stays away."""
     assert [PAUSES.delay_s(1, roll) for roll in (0, 0.5)] == [0, 5]
