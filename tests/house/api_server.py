@@ -149,7 +149,8 @@ class Api:
                 return 200, list(self.plugins.values())
             case "GET", ["plugins", "rejected"]:
                 about = query.get("about")
-                return 200, [one for one in self.rejected if about in {None, one.get("id"), one["name"]}]
+                found = [one for one in self.rejected if about in {None, one.get("id"), one["name"]}]
+                return 200, found[: int(query["limit"])] if "limit" in query else found
             case "POST", ["plugins", "lifecycle"]:
                 return self._change(json.loads(body))
             case _, ["plugins", "by-id", plugin_id, *rest]:

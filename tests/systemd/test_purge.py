@@ -17,9 +17,12 @@ echo >>"$COUNTER"
 PATH=/usr/sbin:/usr/bin:/sbin:/bin exec NAME "$@"
 """
 KEPT = ("var/lib/latticed", "etc/credstore/latticed-secrets.key")
-GONE = ("etc/latticed", "var/lib/latticed-plugins", "var/lib/latticed-apply", "var/backups/latticed")
+GONE = (
+    *("etc/latticed", "var/lib/latticed-plugins", "var/lib/latticed-apply", "var/lib/latticed-fleet"),
+    *("var/lib/latticed-controller", "var/backups/latticed"),
+)
 
-REMOVALS = 7
+REMOVALS = 9
 """Commands of a purge that remove something."""
 
 
