@@ -178,7 +178,11 @@ def test_power_cut_is_not_taken_for_a_rollback(used, sick):
     """It loses unsynced writes, floors included: the floors never name an event that is not on disk."""
     with used.running() as daemon:
         daemon.until_state("armed")
-        daemon.until(lambda: floors(used)["heads"], "floors with heads")
+        # That it is armed is on record by then: else the change below would be in one transaction with it, and fail.
+        daemon.until(
+            lambda: floors(used)["heads"].get("decisions", [0])[0] == daemon.get("/api/status").json()["audit"]["seq"],
+            "floors with the newest event",
+        )
         before = kept(used)  # all of this is on disk: the head that the floors name was synced
         named = floors(used)["heads"]["decisions"]
         with sick.failing(errno.EIO, faults.SYNC, below=used.state / "ledger.sqlite3"):
