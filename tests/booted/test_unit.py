@@ -121,7 +121,7 @@ def test_children_come_from_a_stub_beside_the_daemon(machine):
 def test_plugin_has_a_group_of_its_name_which_tells_what_it_uses(machine):
     """It is where systemd-cgls shows it, with what the plugin runs in it, and gone with the last of that."""
     group = f"/sys/fs/cgroup{machine.property('latticed.service', 'ControlGroup')}/plugins/acme.sleeper"
-    with machine.started("latticectl", "invoke", "acme.sleeper", "sleep", "9") as asking:
+    with machine.started("latticectl", "invoke", "acme.sleeper", "sleep", "60") as asking:
         # It is in its group before its program is, and has no memory then.
         used = processes.until(
             lambda: (found := resources(machine))["memory_bytes"] > 1 << 20 and found,
