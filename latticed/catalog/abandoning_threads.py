@@ -77,9 +77,9 @@ class _Batch(Generic[J, R]):
     """How many were done, and the seconds that they took together."""
 
     def is_slow(self, now_s: float) -> bool:
-        """Whether the jobs take long: those done on average, or all that are under way."""
-        under_way = [now_s - worker.since_s for worker in self.workers if worker.busy]
-        return self.jobs_s > _SLOW_S * self.jobs if self.jobs else bool(under_way) and min(under_way) > _SLOW_S
+        """Whether the jobs take long: those done on average, or all that are under way, one of which may hang."""
+        under_way = [now_s - worker.since_s for worker in self.workers if worker.busy and not worker.abandoned]
+        return self.jobs_s > _SLOW_S * self.jobs or (bool(under_way) and min(under_way) > _GROW_S)
 
 
 class AbandoningThreads:

@@ -148,3 +148,20 @@ async def test_quick_jobs_are_left_to_one_thread() -> None:
     )
     assert len(outcome.done) == 20_000
     assert len(threads) <= 2
+
+
+async def test_job_that_hangs_after_quick_ones_holds_up_no_other() -> None:
+    """Another thread goes on long before the deadline of the one that hangs."""
+    others = threading.Event()
+    left = set(range(1_000)) - {500}
+
+    def work(number: int) -> bool:
+        if number == 500:
+            return others.wait(60)
+        left.discard(number)
+        if not left:
+            others.set()
+        return True
+
+    outcome = await AbandoningThreads(threads=4, deadline_s=120).run(range(1_000), work)
+    assert all(outcome.done.values())
