@@ -55,9 +55,6 @@ class LinkPeriods:
     """The status is published although it is the same: the engine may have lost the last minutes, and forgets it."""
     quota_s: float = 60.0
     """Events are tried again that the engine has refused for being too many."""
-    fetch_s: float = 30.0
-    """A bundle is tried again that could not be had."""
-
     statuses_s: float = 7.0
     """From one status to the next when there were a dozen at once: the engine takes 60 in five minutes."""
 

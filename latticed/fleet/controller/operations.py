@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _ANSWER_S: Final = 35.0
 """For a node to answer an invocation; its agent gives up after 30 s."""
 _URL: Final = re.compile(r"https://[^\s\\]{1,480}")
-MOST_ROLLOUTS: Final = 500
 _WHY: Final = {
     "intent_unknown": "expected an intent that was given to this controller, found none of this name",
     "intent_revoked": "expected an intent that is not revoked, found one that is",
