@@ -13,7 +13,7 @@ from latticed.fleet.nats_engine import NatsEngine
 from latticed.fleet.spool import Spool
 from tests.house import nats_servers
 
-QUICK = LinkPeriods(reconcile_s=0.2, beat_s=0.1, status_s=60, quota_s=0.2, fetch_s=0.1)
+QUICK = LinkPeriods(reconcile_s=0.2, beat_s=0.1, status_s=60, quota_s=0.2)
 
 
 class NodesEnd:
