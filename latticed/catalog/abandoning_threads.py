@@ -153,13 +153,13 @@ class AbandoningThreads:
         finally:
             # Also when cancelled: a worker that finds nothing to do ends after its present job.
             left = _drain(batch.todo)
-        self._begin_with = max(1, len(batch.workers)) if batch.is_slow(time.monotonic()) else 1
+        self._begin_with = min(self._threads, max(1, len(batch.workers))) if batch.is_slow(time.monotonic()) else 1
         return self._outcome(batch, left)
 
     def _may_grow(self, batch: _Batch[J, R]) -> bool:
-        """Whether there are jobs for one more thread, and fewer than `threads`."""
+        """Whether there are jobs for one more thread, time left to begin them, and fewer threads than `threads`."""
         going = sum(not worker.ended and not worker.abandoned for worker in batch.workers)
-        return len(batch.todo) > 0 and 0 < going < self._threads
+        return len(batch.todo) > 0 and time.monotonic() < batch.until_s and 0 < going < self._threads
 
     def _outcome(self, batch: _Batch[J, R], left: Iterable[J] = ()) -> JobOutcome[J, R]:
         """What ended since the last report, with the jobs in `left` as never begun. Clears it in the batch; an

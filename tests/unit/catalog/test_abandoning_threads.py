@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -165,3 +166,24 @@ async def test_job_that_hangs_after_quick_ones_holds_up_no_other() -> None:
 
     outcome = await AbandoningThreads(threads=4, deadline_s=120).run(range(1_000), work)
     assert all(outcome.done.values())
+
+
+async def test_slices_that_end_in_the_middle_of_jobs_do_not_add_threads() -> None:
+    """Of slow jobs one thread's ends before the other's: no third is started, in that slice or in a later one."""
+    pool = AbandoningThreads(threads=2, deadline_s=60)
+    lock = threading.Lock()
+    now, most = 0, 0
+
+    def work(number: int) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.05 if number % 2 else 0.08)
+        with lock:
+            now -= 1
+
+    jobs: tuple[int, ...] = tuple(range(60))
+    while jobs:
+        jobs = (await pool.run(jobs, work, slice_s=0.1)).left
+    assert most == 2
