@@ -62,7 +62,7 @@ ELSEWHERE: Final = {
     "fleet/controller/chains.py": "event_forged",
     "fleet/controller/leader.py": "desired_foreign",
     "fleet/controller/views.py": "engine_away certificate_expires lease_lost no_leader controller_clock state_rebuilt"
-    " revocations_untold not_done rollout_halted rollout_returning",
+    " revocations_untold users_not_revoked node_not_cut_off not_done rollout_halted rollout_returning",
 }
 """Codes in no such call, by the module that has them as a constant."""
 MADE: Final = {

@@ -35,6 +35,7 @@ def arguments(parser: Parser) -> None:
         ("controller", "of the first one in the fleet's directory"),
         ("system", "those in the fleet's directory"),
         ("node", "some that are made for this"),
+        ("revoking", "of the first one in the fleet's directory"),
     ):
         parser.add_argument(
             f"--{who}-credentials", metavar="FILE", type=str, default="", help=f"its credentials (default: {default})"
@@ -57,24 +58,33 @@ def run(session: CtlSession) -> int:
 
     with _credentials(session, fleet) as (node, paths):
         names = {"controller": "check", "system": "check", "node": node}
-        ends = {who: _endpoint(fleet, names[who], path) for who, path in paths.items()}
+        ends = {who: _endpoint(fleet, names.get(who) or _name(path), path) for who, path in paths.items()}
         try:
             found = asyncio.run(
                 nats_check.check(
-                    ends["controller"], ends["node"], ends.get("system"), sizes=deployment.Sizes(), replicas=1
+                    ends["controller"],
+                    ends["node"],
+                    ends.get("system"),
+                    revoking=ends.get("revoking"),
+                    sizes=deployment.Sizes(nodes=fleet.facts.nodes),
+                    replicas=1,
                 )
             )
         except engine.EngineUnavailable as error:
             hint = f"are its servers {', '.join(fleet.facts.addresses)} reached from here?"
             raise Problem("unreachable", f"no connection to the message system: {error}", hint) from error
-    rows = [{"expected": one.expected, "found": one.found} for one in found]
+    serious = [one for one in found if one.serious]
     if session.screen.json_wanted:
-        session.screen.json(rows)
-    elif rows:
-        session.screen.rows(_COLUMNS, [tuple(one.values()) for one in rows])
+        session.screen.json([{"expected": one.expected, "found": one.found, "serious": one.serious} for one in found])
+        return ExitCode.UNHEALTHY if serious else ExitCode.OK
+    if serious:
+        session.screen.rows(_COLUMNS, [(one.expected, one.found) for one in serious])
     else:
         session.screen.line("the message system has what a fleet needs, and lets a node do nothing else")
-    return ExitCode.UNHEALTHY if rows else ExitCode.OK
+    for one in found:
+        if not one.serious:
+            session.screen.note(f"it can do without {one.expected}; found {one.found}")
+    return ExitCode.UNHEALTHY if serious else ExitCode.OK
 
 
 @contextlib.contextmanager
@@ -96,22 +106,35 @@ def _credentials(session: CtlSession, fleet: FleetDirectory) -> Iterator[tuple[s
             "controller": Path(args.controller_credentials or first),
             "system": Path(args.system_credentials or fleet.path / "secret/system.creds"),
             "node": of_node,
+            "revoking": Path(args.revoking_credentials or first.with_name("revoking.creds")),
         }
         for who, path in given.items():
-            if who != "system" and not path.is_file():
+            optional = who in {"system", "revoking"} and not getattr(args, f"{who}_credentials")
+            if not optional and not path.is_file():
                 raise Problem("not_found", f"expected credentials at {path}, found none", f"--{who}-credentials FILE")
         # Without them it is said that nobody can see whether servers sync.
         yield node, {who: path for who, path in given.items() if path.is_file()}
+
+
+def _name(path: Path) -> str:
+    """Of the user whose credentials these are: its inboxes begin with it. Problem usage."""
+    from latticed.fleet import nkeys
+    from latticed.kit import files
+
+    try:
+        return nkeys.UserCredentials.parse(files.read_at_most(path, 64 << 10)).name
+    except (OSError, ValueError) as error:
+        raise Problem("usage", f"expected a credentials file at {path}, found: {str(error)[:200]}") from error
 
 
 def _made(fleet: FleetDirectory, node: str) -> bytes:
     """Credentials for a node that there is not, for some minutes."""
     from latticed.fleet import deployment, nkeys
 
-    identities, key = fleet.identities(), nkeys.Key.generate(nkeys.KeyKind.USER)
+    signers, key = fleet.signers(), nkeys.Key.generate(nkeys.KeyKind.USER)
     now_s = int(time.time())
     token = deployment.node_token(
-        identities.node_signer, identities.nodes.public, key.public, node, now_s=now_s, expires_s=now_s + 600
+        signers.node_signer, signers.nodes, key.public, node, now_s=now_s, expires_s=now_s + 600
     )
     return nkeys.UserCredentials(token=token, key=key, name=node, expires_s=now_s + 600).text()
 

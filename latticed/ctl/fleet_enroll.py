@@ -41,7 +41,7 @@ def run(session: CtlSession) -> int:
     if not 1 <= args.days <= _MOST_DAYS:
         raise Problem("usage", f"--days: expected 1 to {_MOST_DAYS}, found {args.days}")
     fleet = fleet_signing.directory(session)
-    identities = fleet.identities()
+    signers = fleet.signers()
     operator = fleet_signing.operator_key(session, fleet)
     now_s = int(time.time())
     # A little less than what a controller takes at most: its clock may be behind.
@@ -58,7 +58,7 @@ def run(session: CtlSession) -> int:
         expires=expires,
     )
     credentials = deployment.invitation_credentials(
-        identities.enrol_signer, identities.nodes.public, token.token, now_s=now_s, expires_s=expires
+        signers.enrol_signer, signers.nodes, token.token, now_s=now_s, expires_s=expires
     )
     made = enrolment.invite(operator, token=token, key=key, credentials=credentials)
     sha256 = documents.name_of(token)

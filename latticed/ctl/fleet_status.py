@@ -28,6 +28,8 @@ _ROLLOUTS: Final = (
     Column("NODES", right=True),
     Column("REASON", shrinks=True),
 )
+_LATER: Final = Cell("is connected until its credentials end", "warn")
+"""Where a controller has no credentials to hand a list of users to the servers."""
 
 
 def arguments(parser: Parser) -> None:
@@ -65,6 +67,7 @@ def _show(session: CtlSession, plain: dict[str, Any], alarms: list[dict[str, Any
             ("controller", f"{plain.get('controller')} {plain.get('version')}, {acting}"),
             ("lease", f"{lease['holder']}, ends {until} unless renewed" if lease.get("holder") else ""),
             ("messages", Cell("connected", "good") if engine.get("connected") else away),
+            ("who is revoked", "is cut off at once" if engine.get("cuts_off") else _LATER),
             ("certificate", word(certificate.get("state"))),
             ("  ends", ends),
             ("nodes", counts(nodes)),

@@ -37,10 +37,13 @@ class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class EngineView(_ControllerAnswer, frozen=True, kw_only=True):
-    """The connection to the message system; `reason` says why there is none."""
+    """The connection to the message system; `reason` says why there is none. `cuts_off`: whether the controller can
+    have its servers cut off at once whom an operator revokes; otherwise his credentials end by themselves.
+    """
 
     connected: bool
     reason: str = ""
+    cuts_off: bool = False
 
 
 class LeaseView(_ControllerAnswer, frozen=True, kw_only=True):
@@ -161,7 +164,8 @@ class NodeView(_ControllerAnswer, frozen=True, kw_only=True):
     `epoch` is that of its assignment; `reported` and `reported_epoch` are of the one that it has taken up. `rollout`:
     the one that touches it now. `events`: number of its newest event here; `missed`: events that were never seen here.
     `enrolment`: the request with which it joined, JSON (`enrolment.read_request`): proof of its key under the
-    operator's, who invited it; empty where there is none here.
+    operator's, who invited it; empty where there is none here. `enrolments`: all such requests by its name, which name
+    the keys that it may connect with.
     """
 
     node: NodeRow
@@ -179,6 +183,7 @@ class NodeView(_ControllerAnswer, frozen=True, kw_only=True):
     head: str = ""
     missed: int = 0
     enrolment: str = ""
+    enrolments: tuple[str, ...] = ()
     alarms: tuple[AlarmView, ...] = ()
 
 
@@ -218,8 +223,8 @@ class EventsPage(_ControllerAnswer, frozen=True, kw_only=True):
 
 
 class DocumentTaken(_ControllerAnswer, frozen=True, kw_only=True):
-    """What became of a signed document. `kind`: intent, controller, node, revocations or enrolment; `new`: whether it
-    was not here before.
+    """What became of a signed document. `kind`: intent, controller, node, revocations, users or enrolment; `new`:
+    whether it was not here before.
     """
 
     kind: str

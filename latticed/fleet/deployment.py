@@ -48,6 +48,10 @@ _EVENTS_AGE_S: Final = 7 * 86_400
 _MOST_SUBSCRIPTIONS: Final = 16
 _OTHER_CONNECTIONS: Final = 1_024
 _NAME: Final = "{{name()}}"
+FOR_GOOD: Final = 253_402_300_799
+"""Up to when what is signed for a revoked user does not count: the end of the year 9999. A moment that is now would let
+in what is signed for it later.
+"""
 _UNLIMITED: Final = {"subs": -1, "data": -1, "payload": -1}
 _NS: Final = 1_000_000_000
 _ANSWER_S: Final = 30
@@ -74,6 +78,8 @@ NODE_MAY_PUBLISH: Final = (
     f"renew.{_NAME}",
 )
 NODE_MAY_SUBSCRIBE: Final = (f"_INBOX_{_NAME}.>", f"dn.{_NAME}", f"rpc.{_NAME}.invoke")
+UPDATE_CLAIMS: Final = "$SYS.REQ.CLAIMS.UPDATE"
+"""Where servers take tokens of accounts."""
 INVITED_MAY_PUBLISH: Final = (f"enrol.{_NAME}",)
 INVITED_MAY_SUBSCRIBE: Final = (f"_INBOX_{_NAME}.>",)
 """Of who has an invitation and is no node yet; the user's name is the invitation's nonce."""
@@ -124,9 +130,75 @@ class Identities:
             raise Problem("key_invalid", f"expected the identities of a deployment: {error}") from error
         return Identities(**found)
 
+    @property
+    def signers(self) -> Signers:
+        """What signs users of the accounts of controllers and nodes."""
+        return Signers(
+            control_signer=self.control_signer,
+            node_signer=self.node_signer,
+            enrol_signer=self.enrol_signer,
+            control=self.control.public,
+            nodes=self.nodes.public,
+        )
+
     def text(self) -> bytes:
         """All seeds: a secret file."""
         return json.dumps({one.name: getattr(self, one.name).seed for one in fields(self)}, indent=1).encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signers:
+    """What signs users of the accounts `control` and `nodes` (public keys): of the identities of a deployment, or of a
+    message system with an operator of its own, who has put the public halves into these accounts.
+    """
+
+    control_signer: nkeys.Key
+    node_signer: nkeys.Key
+    enrol_signer: nkeys.Key
+    control: str
+    nodes: str
+
+    @staticmethod
+    def generate(*, control: str, nodes: str) -> Signers:
+        """New ones for these accounts; Problem bad_request."""
+        kind = nkeys.KeyKind.ACCOUNT
+        try:
+            for account in (control, nodes):
+                nkeys.check_public(account, kind)
+        except nkeys.BadKey as error:
+            raise Problem("bad_request", f"expected the public keys of two accounts (A…): {error}") from error
+        if control == nodes:
+            raise Problem("bad_request", "expected two accounts, found one: nodes would reach the streams")
+        return Signers(
+            control_signer=nkeys.Key.generate(kind),
+            node_signer=nkeys.Key.generate(kind),
+            enrol_signer=nkeys.Key.generate(kind),
+            control=control,
+            nodes=nodes,
+        )
+
+    @staticmethod
+    def parse(data: bytes) -> Signers:
+        """What `text` wrote; Problem key_invalid."""
+        try:
+            found = strict_json.loads(data)
+            names = [one.name for one in fields(Signers)]
+            if not isinstance(found, dict) or sorted(found) != sorted(names):
+                raise nkeys.BadKey(f"expected an object with {', '.join(names)}")
+            return Signers(
+                control_signer=nkeys.Key.from_seed(str(found["control_signer"])),
+                node_signer=nkeys.Key.from_seed(str(found["node_signer"])),
+                enrol_signer=nkeys.Key.from_seed(str(found["enrol_signer"])),
+                control=nkeys.check_public(str(found["control"]), nkeys.KeyKind.ACCOUNT),
+                nodes=nkeys.check_public(str(found["nodes"]), nkeys.KeyKind.ACCOUNT),
+            )
+        except (strict_json.InvalidJson, nkeys.BadKey) as error:
+            raise Problem("key_invalid", f"expected the signing keys of two accounts: {error}") from error
+
+    def text(self) -> bytes:
+        """All seeds, and the accounts: a secret file."""
+        seeds = {name: getattr(self, name).seed for name in ("control_signer", "node_signer", "enrol_signer")}
+        return json.dumps({**seeds, "control": self.control, "nodes": self.nodes}, indent=1).encode()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +248,8 @@ def account_tokens(
     """The tokens of the three accounts by their public keys. `revoked`: users' public keys, and the moment (seconds
     since 1970) up to which what was signed for them does not count. `sizes`: those of the configuration.
 
-    A server takes a token in place of the one it has if its `now_s` is later.
+    A server that finds two of one account at a start, or with another server, takes the one of the later `now_s`; one
+    that is pushed counts in any case.
     """
     return {
         identities.control.public: _account(identities, identities.control, "CTRL", _control(identities), now_s=now_s),
@@ -208,15 +281,34 @@ def invitation_credentials(
 
 
 def controller_credentials(
-    identities: Identities, name: str, *, now_s: int, expires_s: int | None = None
+    signers: Signers, name: str, *, now_s: int, expires_s: int | None = None
 ) -> nkeys.UserCredentials:
     """UserCredentials of a controller: all of the account CTRL, nothing of the server's own."""
-    return _user(identities.control_signer, identities.control, name, now_s=now_s, expires_s=expires_s)
+    return _user(signers.control_signer, signers.control, name, now_s=now_s, expires_s=expires_s)
 
 
 def system_credentials(identities: Identities, *, now_s: int, expires_s: int | None = None) -> nkeys.UserCredentials:
     """UserCredentials for the account SYS, to revoke with (`$SYS.REQ.CLAIMS.UPDATE`) and to look at the servers."""
     return _user(identities.system, None, "operator", now_s=now_s, expires_s=expires_s)
+
+
+def revoking_credentials(
+    identities: Identities, name: str, *, now_s: int, expires_s: int | None = None
+) -> nkeys.UserCredentials:
+    """UserCredentials for the account SYS that can hand over tokens of accounts, and ask which token NODES has: what
+    the message system's operator signed, and nothing else.
+    """
+    may = {
+        "pub": {"allow": [UPDATE_CLAIMS, claims_of(identities.nodes.public)]},
+        "sub": {"allow": [f"{subjects.inbox(name)}.>"]},
+        "allowed_connection_types": ["STANDARD"],
+    }
+    return _user(identities.system, None, name, now_s=now_s, expires_s=expires_s, may=may)
+
+
+def claims_of(account: str) -> str:
+    """The subject where the servers say which token of an account they have."""
+    return f"$SYS.REQ.ACCOUNT.{account}.CLAIMS.LOOKUP"
 
 
 def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
@@ -419,11 +511,18 @@ def _import(name: str, subject: str, kind: str, account: nkeys.Key) -> dict[str,
 
 
 def _user(
-    signer: nkeys.Key, account: nkeys.Key | None, name: str, *, now_s: int, expires_s: int | None
+    signer: nkeys.Key,
+    account: str | None,
+    name: str,
+    *,
+    now_s: int,
+    expires_s: int | None,
+    may: Mapping[str, Any] | None = None,
 ) -> nkeys.UserCredentials:
+    """`may`: what it is held to; all of its account without."""
     key = nkeys.Key.generate(nkeys.KeyKind.USER)
-    claims: dict[str, Any] = {"type": "user", "version": 2, "pub": {}, "sub": {}, **_UNLIMITED}
+    claims: dict[str, Any] = {"type": "user", "version": 2, "pub": {}, "sub": {}, **_UNLIMITED, **(may or {})}
     if account is not None:
-        claims["issuer_account"] = account.public
+        claims["issuer_account"] = account
     token = nkeys.token(signer, key.public, name, claims, now_s=now_s, expires_s=expires_s)
     return nkeys.UserCredentials(token=token, key=key, name=name, expires_s=expires_s)

@@ -164,6 +164,17 @@ class Revocations(FleetDocument, frozen=True, kw_only=True):
     intents: Annotated[tuple[Sha256, ...], Meta(max_length=1_000)]
 
 
+class UserRevocations(FleetDocument, frozen=True, kw_only=True):
+    """Keys that nobody may connect to the message system with any more, for good. The newest has the highest `serial`.
+
+    `account`: the token of the account NODES that has servers hold it, signed by the message system's own operator.
+    """
+
+    serial: Number
+    users: Annotated[tuple[UserKey, ...], Meta(max_length=1_000)]
+    account: Annotated[str, Meta(min_length=1, max_length=128 << 10)]
+
+
 class EnrolmentToken(FleetDocument, frozen=True, kw_only=True):
     """What a host is given once to join: where to, what to trust there, and as whom.
 
@@ -310,6 +321,7 @@ DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
     ControllerCertificate: b"latticed.fleet.controller.v1\n",
     NodeCertificate: b"latticed.fleet.node.v1\n",
     Revocations: b"latticed.fleet.revocations.v1\n",
+    UserRevocations: b"latticed.fleet.users.v1\n",
     EnrolmentToken: b"latticed.fleet.enrolment.v1\n",
     EnrolmentRequest: b"latticed.fleet.enrolment-request.v1\n",
     RenewalRequest: b"latticed.fleet.renewal.v1\n",

@@ -132,6 +132,8 @@ class EnrolmentKnown(Struct, frozen=True, kw_only=True):
     revoked: Collection[str]
     used_by: str | None
     holder: str | None
+    used_with: str | None = None
+    """The key that it was given credentials for, to connect with; None where that is not known."""
 
 
 class Joined(Struct, frozen=True, kw_only=True):
@@ -291,6 +293,13 @@ def read_request(data: bytes) -> EnrolmentAsked | Refusal:
     return EnrolmentAsked(token=token, request=found)
 
 
+def user_of(request_: str) -> str:
+    """The key to connect with in a request that was judged before."""
+    form = msgspec.convert(_raw_fields(request_.encode()), _RequestForm)
+    found: EnrolmentRequest = documents.read(bytes(form.request), EnrolmentRequest).document
+    return found.user
+
+
 def decide(asked: EnrolmentAsked, known: EnrolmentKnown, *, now_s: int) -> Joined | Refusal:
     """Whether this host may be the node that its token names."""
     token, wanted = asked.document, asked.request
@@ -304,6 +313,9 @@ def decide(asked: EnrolmentAsked, known: EnrolmentKnown, *, now_s: int) -> Joine
         return _unfit("node_revoked", "a key that is not revoked", wanted.node_key)
     if known.used_by is not None and known.used_by != wanted.node_key:
         return _unfit("enrolment_used", "an invitation that no other host has used", f"the key {known.used_by}")
+    if known.used_with not in {None, wanted.user}:
+        # By many keys one host could have many connections, and nobody would know which ones to cut off.
+        return _unfit("enrolment_used", f"the key to connect with that it was used for, {known.used_with}", wanted.user)
     if now_s >= token.expires:
         return _unfit("enrolment_expired", f"an invitation that is valid now ({now_s})", f"expired {token.expires}")
     if token.expires > now_s + TOKEN_S:
@@ -322,9 +334,11 @@ def decide(asked: EnrolmentAsked, known: EnrolmentKnown, *, now_s: int) -> Joine
 
 
 def decide_renewal(
-    data: bytes, *, fleet: str, node: str, holder: str | None, revoked: Collection[str]
+    data: bytes, *, fleet: str, node: str, holder: str | None, revoked: Collection[str], users: Collection[str] = ()
 ) -> Renewed | Refusal:
-    """Whether who asked at the subject of `node` may have credentials; `holder` is the key that has this name."""
+    """Whether who asked at the subject of `node` may have credentials; `holder` is the key that has this name, `users`
+    the keys to connect with that it has joined by, where they are known.
+    """
     try:
         if len(data) > REQUEST_BYTES:
             raise Malformed(f"more than {REQUEST_BYTES} bytes")
@@ -342,6 +356,8 @@ def decide_renewal(
         return _unfit("node_revoked", "a key that is not revoked", found.node_key)
     if holder != found.node_key:
         return _unfit("node_unknown", f"a key that is known as {node}", found.node_key)
+    if users and found.user not in users:
+        return _unfit("renewal_invalid", f"a request for a key that {node} has joined by", found.user)
     return Renewed(node=node, node_key=found.node_key, user=found.user)
 
 

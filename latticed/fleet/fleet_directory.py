@@ -15,7 +15,15 @@ import msgspec
 from msgspec import Meta, Struct
 
 from latticed.fleet import deployment, documents
-from latticed.fleet.documents import ControllerCertificate, Intent, Malformed, NodeCertificate, Revocations, Signed
+from latticed.fleet.documents import (
+    ControllerCertificate,
+    Intent,
+    Malformed,
+    NodeCertificate,
+    Revocations,
+    Signed,
+    UserRevocations,
+)
 from latticed.kit import files, strict_json
 from latticed.model.errors import Problem
 
@@ -23,7 +31,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SIGNED: Final = "signed"
+IDENTITIES: Final = "secret/identities.json"
+SIGNERS: Final = "secret/signers.json"
+"""In place of the identities, where the message system has an operator of its own."""
 REVOCATIONS: Final = "revocations.json"
+USERS: Final = "users.json"
 _FILE_BYTES: Final = 64 << 10
 _SIGNED_BYTES: Final = documents.MAX_BYTES
 
@@ -34,6 +46,7 @@ class FleetFacts(Struct, frozen=True, kw_only=True):
     fleet: documents.Name
     addresses: Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)]
     operators: Annotated[tuple[documents.Key, ...], Meta(min_length=1, max_length=8)]
+    nodes: Annotated[int, Meta(ge=1)] = deployment.SIZES.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +60,17 @@ class FleetDirectory:
         """PEM of the authority of the servers' certificates; Problem fleet_directory_invalid."""
         return _read(self.path / "ca.pem").decode("ascii", "replace")
 
-    def identities(self) -> deployment.Identities:
-        """The message system's; Problem fleet_directory_invalid, key_invalid."""
-        return deployment.Identities.parse(_read(self.path / "secret/identities.json"))
+    def identities(self) -> deployment.Identities | None:
+        """The message system's; None where it is somebody else's. Problem fleet_directory_invalid, key_invalid."""
+        path = self.path / IDENTITIES
+        return deployment.Identities.parse(_read(path)) if os.path.lexists(path) else None
+
+    def signers(self) -> deployment.Signers:
+        """What signs users of the accounts; Problem not_found, fleet_directory_invalid, key_invalid."""
+        identities = self.identities()
+        if identities is not None:
+            return identities.signers
+        return deployment.Signers.parse(_read(self.path / SIGNERS))
 
     def intents(self) -> list[Signed]:
         """Those that were signed here, in the order of their generations."""
@@ -66,6 +87,11 @@ class FleetDirectory:
     def revocations(self) -> Signed | None:
         """The newest list; None before the first."""
         found = self._signed(REVOCATIONS, Revocations)
+        return found[0] if found else None
+
+    def users(self) -> Signed | None:
+        """The newest list of users of the message system who were revoked; None before the first."""
+        found = self._signed(USERS, UserRevocations)
         return found[0] if found else None
 
     def keep(self, name: str, envelope: bytes) -> Path:

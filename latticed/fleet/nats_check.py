@@ -15,11 +15,11 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.fleet import deployment, nats_connection, subjects
+from latticed.fleet import deployment, nats_connection, nkeys, subjects
 from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EngineUnavailable
 from latticed.fleet.nats_connection import NatsConnection
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
-from latticed.kit import text
+from latticed.kit import files, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 _WAIT_S: Final = 15
 _NONE: Final = "0" * 64
+_CREDENTIALS_BYTES: Final = 64 << 10
+_CUTS_OFF: Final = "credentials by which a controller has a revoked node cut off at once"
+_NOT_TO_REVOKE: Final = ("$SYS.REQ.SERVER.PING", "$SYS.REQ.CLAIMS.DELETE", "$SYS.REQ.CLAIMS.LIST", "$JS.API.INFO")
 _LOOKS: Final = 5
 _LOOK_S: Final = 0.1
 # May be larger where somebody has the room, and smaller where a cluster is.
@@ -36,10 +39,11 @@ _AS_THEY_LIKE: Final = frozenset({"num_replicas", "max_bytes", "max_consumers"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shortcoming:
-    """One thing that is not as it must be."""
+    """One thing that is not as it must be; one that is not `serious` a fleet can do without."""
 
     expected: str
     found: str
+    serious: bool = True
 
     def __str__(self) -> str:
         return f"expected {self.expected}, found {self.found}"
@@ -93,11 +97,12 @@ async def check(
     *,
     sizes: deployment.Sizes,
     replicas: int,
+    revoking: NatsEndpoint | None = None,
 ) -> tuple[Shortcoming, ...]:
     """What is not as it must be. EngineUnavailable when one of them cannot connect within some time.
 
     `node.name` is the node whose credentials these are. Without `system` nobody can see whether servers sync what they
-    acknowledge, which is said.
+    acknowledge, and without `revoking` nobody cuts off a node that is revoked; both are said.
     """
     other = f"check-{secrets.token_hex(8)}"
     found: list[Shortcoming] = []
@@ -115,6 +120,7 @@ async def check(
         found += await _node(engine, node, other)
     found += await _anonymous(controller)
     found += await _synced(system)
+    found += await _revoking(revoking, node)
     return tuple(found)
 
 
@@ -207,6 +213,45 @@ async def _synced(system: NatsEndpoint | None) -> list[Shortcoming]:
         words = "no server that says so: are these of the system account?"
         found.append(Shortcoming(expected=expected, found=words))
     return found
+
+
+async def _revoking(revoking: NatsEndpoint | None, node: NatsEndpoint) -> list[Shortcoming]:
+    """Whether a controller can have a node cut off, and nothing else by those credentials."""
+    if revoking is None:
+        words = "none: a node that is revoked stays connected until its credentials end"
+        return [Shortcoming(expected=_CUTS_OFF, found=words, serious=False)]
+    account = await asyncio.to_thread(_account_of, node)
+    found = []
+    async with nats_connection.probing(revoking) as (client, refused):
+        for subject in _NOT_TO_REVOKE:
+            await client.publish(subject, b"")
+        for subject in (">", "$SYS.>"):
+            await client.subscribe(subject)
+        for _ in range(2):
+            await client.flush(_WAIT_S)
+        found += [
+            Shortcoming(expected=f"credentials to revoke with that do not reach {one}", found="that they do")
+            for one in (*_NOT_TO_REVOKE, ">", "$SYS.>")
+            if not any(f'"{one.lower()}"' in words for words in refused)
+        ]
+    async with _connected(revoking) as connection:
+        try:
+            # What the servers have already is handed to them once more: nothing changes by it.
+            token = (await connection.request(deployment.claims_of(account), b"")).data
+            taken = (await connection.request(deployment.UPDATE_CLAIMS, token)).data
+        except EngineUnavailable as error:
+            return [*found, Shortcoming(expected=_CUTS_OFF, found=f"some that do not: {error}")]
+    if b'"code":200' not in taken:
+        found.append(Shortcoming(expected=_CUTS_OFF, found=text.sanitise(taken.decode("utf-8", "replace"), 200)))
+    return found
+
+
+def _account_of(endpoint: NatsEndpoint) -> str:
+    """The public key of the account whose user these credentials are."""
+    found = nkeys.UserCredentials.parse(files.read_at_most(endpoint.credentials, _CREDENTIALS_BYTES))
+    claims = nkeys.unverified(found.token)
+    nats = claims.get("nats")
+    return str((nats.get("issuer_account") if isinstance(nats, dict) else None) or claims.get("iss"))
 
 
 @contextlib.asynccontextmanager

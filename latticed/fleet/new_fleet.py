@@ -180,12 +180,17 @@ def _controller(
         "controller": name,
         "controller_key": key_files.public_text(key),
     }
-    credentials = deployment.controller_credentials(identities, name, now_s=now_s)
+    credentials = deployment.controller_credentials(identities.signers, name, now_s=now_s)
     below = f"controllers/{name}"
     return [
         NewFile(path=f"{below}/key", data=key_files.private_text(key), secret=True),
         NewFile(path=f"{below}/request.json", data=json.dumps(request, indent=1).encode() + b"\n"),
         NewFile(path=f"{below}/nats.creds", data=credentials.text(), secret=True),
+        NewFile(
+            path=f"{below}/revoking.creds",
+            data=deployment.revoking_credentials(identities, name, now_s=now_s).text(),
+            secret=True,
+        ),
         NewFile(path=f"{below}/node-signer", data=identities.node_signer.seed.encode() + b"\n", secret=True),
         NewFile(path=f"{below}/ca.pem", data=authority.certificate),
         NewFile(
@@ -210,6 +215,7 @@ def controller_settings(wanted: NewFleet, name: str, *, account: str) -> str:
         f"servers = {texts([f'tls://{one.text}' for one in wanted.servers])}",
         f"ca = {json.dumps(f'{CONTROLLER_FILES}/ca.pem')}",
         f"credentials = {json.dumps(f'{CONTROLLER_FILES}/nats.creds')}",
+        f"revoking = {json.dumps(f'{CONTROLLER_FILES}/revoking.creds')}",
         f"replicas = {len(wanted.servers)}",
         f"nodes = {wanted.sizes.nodes}",
         f"bundles_bytes = {wanted.sizes.bundles_bytes}",

@@ -25,7 +25,7 @@ from latticed.trust import keys
 
 _SEED: Final = 18 << 3  # 'S' as the first letter of base32
 _HEADER: Final = {"typ": "JWT", "alg": "ed25519-nkey"}
-_MOST_TOKEN: Final = 64 << 10
+_MOST_TOKEN: Final = 128 << 10
 _CREDENTIALS: Final = re.compile(
     rb"-----BEGIN NATS USER JWT-----\s*(\S+)\s*-{3,}END NATS USER JWT-{3,}.*?"
     rb"-----BEGIN USER NKEY SEED-----\s*(\S+)\s*-{3,}END USER NKEY SEED-{3,}",

@@ -18,7 +18,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.fleet import controller_view as view
-from latticed.fleet import documents, judging
+from latticed.fleet import deployment, documents, judging
 from latticed.fleet.controller.leader import ControllerPeriods
 from latticed.fleet.controller.lease import LeasePeriods
 from latticed.fleet.controller.operations import FleetOperations
@@ -29,7 +29,9 @@ from latticed.fleet.nats_engine import NatsEngine
 from tests.house import fleets, nats_servers
 
 LEASE = LeasePeriods(ttl_s=2, renew_s=0.4, margin_s=0.5, look_s=0.2)
-PERIODS = ControllerPeriods(tick_s=0.2, renew_s=1.0, assert_s=1.0, turn_s=1.0, thin_s=0.5, shared_s=0.3, present_s=0.3)
+PERIODS = ControllerPeriods(
+    tick_s=0.2, renew_s=1.0, assert_s=1.0, turn_s=1.0, thin_s=0.5, shared_s=0.3, present_s=0.3, look_s=0.5
+)
 GATE = GateSettings(sizes=(2, 3, 10), settle_s=0.0, patience_s=30.0)
 PATIENCE_S = 90.0
 """A safety net: a machine under load takes its time."""
@@ -70,6 +72,21 @@ class Operator:
 
     def revocations(self, *keys: str, intents: tuple[str, ...] = ()) -> bytes:
         made = documents.Revocations(fleet=self.fleet, serial=next(self._numbers), keys=keys, intents=intents)
+        return documents.sign(made, self.key)
+
+    def users(self, servers: nats_servers.Fleet, *users: str, account: str = "") -> bytes:
+        """The list of users who may connect no more, with the token of NODES that says so, or another one."""
+        serial = next(self._numbers)
+        identities = servers.identities
+        tokens = deployment.account_tokens(
+            identities,
+            now_s=int(time.time()) + serial,  # each after the one before, though of one second
+            revoked=dict.fromkeys(users, deployment.FOR_GOOD),
+            sizes=servers.sizes,
+        )
+        made = documents.UserRevocations(
+            fleet=self.fleet, serial=serial, users=users, account=account or tokens[identities.nodes.public]
+        )
         return documents.sign(made, self.key)
 
 
@@ -141,6 +158,7 @@ def settings_of(
     operator: Operator,
     name: str = "c1",
     gate: GateSettings = GATE,
+    cuts_off: bool = False,
     **fields: Any,
 ) -> ControllerSettings:
     return ControllerSettings(
@@ -151,6 +169,7 @@ def settings_of(
             servers=servers.urls,
             ca=str(servers.ca),
             credentials=str(servers.controller),
+            revoking=str(servers.revoking(name) if cuts_off else place / "none"),
             replicas=3 if len(servers.servers) == 3 else 1,
             nodes=servers.sizes.nodes,
             bundles_bytes=servers.sizes.bundles_bytes,

@@ -114,12 +114,19 @@ class Fleet:
     @property
     def controller(self) -> Path:
         return self._made(
-            "controller", lambda now_s: deployment.controller_credentials(self.identities, "controller", now_s=now_s)
+            "controller",
+            lambda now_s: deployment.controller_credentials(self.identities.signers, "controller", now_s=now_s),
         )
 
     @property
     def system(self) -> Path:
         return self._made("system", lambda now_s: deployment.system_credentials(self.identities, now_s=now_s))
+
+    def revoking(self, name: str = "c1") -> Path:
+        """Those of the controller of that name, to have nodes cut off by."""
+        return self._made(
+            f"revoking-{name}", lambda now_s: deployment.revoking_credentials(self.identities, name, now_s=now_s)
+        )
 
     def node(self, name: str) -> Path:
         return self._made(f"node-{name}", lambda now_s: self.node_credentials(name, now_s=now_s))

@@ -109,7 +109,11 @@ class FleetApi:
             version=self.version,
             leader=self.running.leader.acts,
             lease=view.LeaseView(holder=seen.holder, until=seen.until) if seen is not None else view.LeaseView(),
-            engine=view.EngineView(connected=self.running.connection.up, reason=self.running.connection.reason),
+            engine=view.EngineView(
+                connected=self.running.connection.up,
+                reason=self.running.connection.reason,
+                cuts_off=self.running.cutting_off.able,
+            ),
             certificate=views.certificate(core),
             nodes=views.counts(core),
             rollouts=tuple(self.operations.rollout_view(one) for one in core.rollouts.values() if not one.over),

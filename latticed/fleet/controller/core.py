@@ -11,7 +11,7 @@ import hashlib
 import time
 from typing import TYPE_CHECKING, Final
 
-from latticed.fleet import documents
+from latticed.fleet import documents, enrolment
 from latticed.fleet.controller import assigning, chains, observing, records, shelf, store
 from latticed.fleet.controller.assigning import FleetNodeKey, KeptAssignment, Turn
 from latticed.fleet.controller.observing import NotBelieved
@@ -65,8 +65,13 @@ class FleetCore:
         self.signer = key_files.public_text(key)
         self.clock = clock
         self.shelf = DocumentShelf(fleet=fleet, operators=operators)
+        self.revoked_since: dict[str, int] = {}
+        """When each revoked key was revoked first, as far as it was here."""
+        self.users_came = asyncio.Event()
+        """There is another list of users who may connect no more."""
         for one in kept.documents:
             self.shelf = self.shelf.taking(one)
+            self._said(one, one.received)
         self.nodes, self.tokens, self.floors = kept.nodes, kept.tokens, kept.floors
         self.assignments, self.sources, self.rollouts = kept.assignments, kept.sources, kept.rollouts
         self.seen, self.heads, self.bundles, self.alarms = kept.statuses, kept.heads, kept.bundles, kept.alarms
@@ -112,7 +117,8 @@ class FleetCore:
             taken = self.shelf.taking(kept)
             if taken is self.shelf:
                 found = kept.signed.document
-                expected = f"expected a certificate of {found.node} with a serial above the last one's"
+                what = f"a certificate of {found.node}" if kept.kind == "node" else "a list of users"
+                expected = f"expected {what} with a serial above the last one's"
                 raise Problem("document_old", f"{expected}, found {found.serial}")
             node, alarms = self._certified(kept)
             now_s = self.now_s()
@@ -124,7 +130,8 @@ class FleetCore:
                 store.put_alarms(connection, alarms)
 
             await self.write(change)
-            self.shelf = taken
+            before, self.shelf = self.shelf, taken
+            self._said(kept, now_s)
             self._alarmed(alarms)
             if node is not None:
                 self.nodes[node.name] = node
@@ -134,7 +141,15 @@ class FleetCore:
             self.touched.add(node.name)
         self.work.set()
         log.info("document_taken", kind=kept.kind, sha256=kept.signed.sha256, operator=kept.signed.key)
-        return kept, True, shelf.notes(self.shelf, kept)
+        return kept, True, shelf.notes(self.shelf, kept, before)
+
+    def _said(self, kept: KeptDocument, now_s: int) -> None:
+        """Remember when a key was first revoked, and have a new list of users handed to the servers."""
+        if kept.kind == "revocations":
+            for key in kept.signed.document.keys:
+                self.revoked_since.setdefault(key, now_s)
+        if kept.kind == "users":
+            self.users_came.set()
 
     def _certified(self, kept: KeptDocument) -> tuple[FleetNodeKey | None, list[KeptAlarm]]:
         """The node as a certificate of it says, if it is newer than what is known."""
@@ -490,6 +505,12 @@ class FleetCore:
         """Those of these nodes whose key was revoked."""
         found = ((name, self.nodes.get(name)) for name in nodes)
         return frozenset(name for name, node in found if node is not None and node.key in self.shelf.revoked)
+
+    def users_of(self, key: str) -> frozenset[str]:
+        """With which keys the node of this key has joined, to connect by them."""
+        return frozenset(
+            enrolment.user_of(one.request) for one in self.tokens.values() if one.key == key and one.request
+        )
 
     def sources_for(self, intent: str) -> tuple[BundleSource, ...]:
         """Where the bundles of an intent are."""

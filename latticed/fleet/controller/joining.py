@@ -102,6 +102,7 @@ class Joining:
             revoked=core.shelf.revoked,
             used_by=used.key if used is not None else None,
             holder=holder.key if holder is not None else None,
+            used_with=enrolment.user_of(used.request) if used is not None and used.request else None,
         )
         decided = enrolment.decide(asked, known, now_s=core.now_s())
         if isinstance(decided, Refusal):
@@ -137,6 +138,7 @@ class Joining:
             node=node,
             holder=holder.key if holder is not None else None,
             revoked=core.shelf.revoked,
+            users=core.users_of(holder.key) if holder is not None else (),
         )
 
     def _answer(self, granted: enrolment.Joined | enrolment.Renewed | Refusal) -> bytes:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from latticed.fleet.controller.core import FleetCore
     from latticed.fleet.controller.lease import Lease
     from latticed.fleet.controller.records import JoinedRecord, RolloutRecord
+    from latticed.fleet.documents import Signed
     from latticed.fleet.engine import Stored
     from latticed.fleet.nats_connection import NatsConnection
     from latticed.fleet.nats_engine import NatsControllerEngine
@@ -72,6 +73,8 @@ class ControllerPeriods:
     shared_s: float = 15.0
     """What the others share, by one who does not hold the lease."""
     present_s: float = 10.0
+    look_s: float = 60.0
+    """Servers are asked whether they still refuse who was revoked."""
 
 
 class Leader:
@@ -355,8 +358,7 @@ class Leader:
         core = self._core
         if (present := core.shelf) is not self._shelf_shared:
             for kind, signed in list(present.envelopes()):
-                name = hashlib.sha256(signed.document.node.encode()).hexdigest() if kind == "node" else signed.sha256
-                key = f"{_CERTIFICATE if kind == 'node' else _DOCUMENT}{name[:_NAME_DIGITS]}"
+                key = _shared_name(kind, signed)
                 if self._shared.get(key, (0, b""))[1] != signed.envelope:
                     await self._share(key, signed.envelope)
             self._shelf_shared = present
@@ -493,6 +495,17 @@ class Leader:
             await asyncio.sleep(min(self._periods.tick_s, _TOGETHER_S))
         else:
             await _wait(self._core.work, self._periods.tick_s)
+
+
+def _shared_name(kind: str, signed: Signed) -> str:
+    """Under which the other controllers find a document: of some the newest alone."""
+    match kind:
+        case "node":
+            return f"{_CERTIFICATE}{hashlib.sha256(signed.document.node.encode()).hexdigest()[:_NAME_DIGITS]}"
+        case "users":
+            return f"{_DOCUMENT}users"
+        case _:
+            return f"{_DOCUMENT}{signed.sha256[:_NAME_DIGITS]}"
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -19,6 +19,7 @@ from latticed.fleet import deployment, documents, subjects
 from latticed.fleet.controller import bundle_files, database, store
 from latticed.fleet.controller import settings as settings_of
 from latticed.fleet.controller.core import FleetCore
+from latticed.fleet.controller.cutting_off import CuttingOff
 from latticed.fleet.controller.joining import Joining, NodeSigner
 from latticed.fleet.controller.leader import ControllerPeriods, Leader
 from latticed.fleet.controller.lease import Lease
@@ -135,15 +136,26 @@ class RunningController:
         # Apart from the one that leads: what hosts ask comes through no stream, and one may ask without end.
         asked = NatsConnection(endpoint, pauses=self._pauses)
         self.joining = Joining(self.core, asked, self.leader, signer, life_s=settings.enrolment.credentials_s)
+        of_system = await asyncio.to_thread(self._of_system, tls)
+        self.cutting_off = CuttingOff(
+            self.core,
+            of_system,
+            account=settings.enrolment.account,
+            servers=settings.engine.replicas,
+            look_s=self.periods.look_s,
+        )
         # Before it acts: one that was certified while it was not there need not wait.
         certified = await self._certified("")
         if signer is not None:
             await stack.enter_async_context(asked)
+        if of_system is not None:
+            await stack.enter_async_context(of_system)
         await stack.enter_async_context(self.connection)
         stack.push_async_callback(self.lease.release)
-        work = (self.lease.keep, self.leader.lead, self.readers.read, self.joining.serve, self._forget)
+        work = (self.lease.keep, self.leader.lead, self.readers.read, self.joining.serve, self.cutting_off.keep)
         self._tasks = [asyncio.create_task(one(), name=f"controller {one.__name__}") for one in work]
         self._tasks.append(asyncio.create_task(self._certify(certified), name="controller certify"))
+        self._tasks.append(asyncio.create_task(self._forget(), name="controller forget"))
         stack.push_async_callback(self._end_tasks)
 
     def facts(self) -> LinkFacts:
@@ -159,7 +171,24 @@ class RunningController:
             seen=lease.seen,
             unseen_s=now_s - lease.seen_s,
             troubles=dict(self.leader.troubles),
+            cuts_off=self.cutting_off.able,
+            not_cut_off=self.cutting_off.trouble,
+            credentials_s=self.settings.enrolment.credentials_s,
         )
+
+    def _of_system(self, tls: ssl.SSLContext) -> NatsConnection | None:
+        """By which nodes that are revoked are cut off; None where nobody gave credentials for that. Blocks."""
+        path = settings_of.secret(self.settings.engine.revoking)
+        if not settings_of.is_there(path):
+            return None
+        endpoint = NatsEndpoint(
+            servers=self.settings.engine.servers,
+            tls=tls,
+            credentials=path,
+            name=self.settings.controller,
+            inbox=subjects.inbox(self.settings.controller),
+        )
+        return NatsConnection(endpoint, pauses=self._pauses)
 
     def _connection_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - what a connection calls
         self._lost_s = time.monotonic()

@@ -54,6 +54,9 @@ class EngineSettings(_Section, frozen=True, kw_only=True):
     """The authority of the servers' certificates; no other one counts."""
     credentials: _Path = f"{FILES}/nats.creds"
     """What it connects with; read at each connection."""
+    revoking: _Path = f"{FILES}/revoking.creds"
+    """By which nodes that are revoked are cut off at once: it may hand tokens of accounts to the servers and nothing
+    else. Where there is none, a revoked node stays connected until its credentials end."""
     provide: bool = True
     """Make the streams that are not there; off where somebody else does."""
     replicas: Literal[1, 3] = 1

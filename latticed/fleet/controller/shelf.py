@@ -18,6 +18,7 @@ from latticed.fleet.documents import (
     NodeCertificate,
     Revocations,
     Signed,
+    UserRevocations,
 )
 from latticed.kit.value import Value, field
 from latticed.model.errors import Problem
@@ -31,6 +32,7 @@ KINDS: Final[dict[str, type[documents.FleetDocument]]] = {
     "node": NodeCertificate,
     "revocations": Revocations,
     "enrolment": EnrolmentToken,
+    "users": UserRevocations,
 }
 """What operators sign and a controller keeps, by the words of its API."""
 MOST_INTENTS: Final = 2_000
@@ -43,6 +45,8 @@ class KeptDocument(Value, frozen=True, kw_only=True):
 
     kind: str
     signed: Signed
+    received: int = 0
+    """When it came, in seconds since 1970; 0 for one that just came."""
 
 
 class DocumentShelf(Value, frozen=True, kw_only=True):
@@ -56,6 +60,8 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
     """Of each node's name the certificate of the highest serial."""
     lists: Mapping[str, Signed] = field(default_factory=dict)
     tokens: Mapping[str, Signed] = field(default_factory=dict)
+    users: Signed | None = None
+    """The list of the highest serial of those who may connect to the message system no more."""
     revoked: frozenset[str] = frozenset()
     """Every key and every document (SHA-256) that an operator revoked. A list counts by whoever was an operator when it
     came: what it says stays said.
@@ -75,6 +81,8 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
         }
         if kind == "node":
             return any(one.sha256 == sha256 for one in self.nodes.values())
+        if kind == "users":
+            return self.users is not None and self.users.sha256 == sha256
         return sha256 in kept[kind]
 
     def taking(self, kept: KeptDocument) -> DocumentShelf:
@@ -85,6 +93,10 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
                 if self.serial(signed.document.node) >= signed.document.serial:
                     return self
                 return dataclasses.replace(self, nodes={**self.nodes, signed.document.node: signed})
+            case "users":
+                if self.users_serial >= signed.document.serial:
+                    return self
+                return dataclasses.replace(self, users=signed)
             case "intent":
                 return dataclasses.replace(self, intents={**self.intents, signed.sha256: signed})
             case "controller":
@@ -101,6 +113,16 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
         """The serial that a certificate of this node has to be above; 0 where its operator was revoked since."""
         kept = self.nodes.get(node)
         return int(kept.document.serial) if kept is not None and self.operator(kept.key) else 0
+
+    @property
+    def users_serial(self) -> int:
+        """As `serial`, of the lists of users."""
+        return int(self.users.document.serial) if self.users is not None and self.operator(self.users.key) else 0
+
+    @property
+    def cut_off(self) -> frozenset[str]:
+        """Public keys of users who may not connect to the message system any more."""
+        return frozenset(self.users.document.users if self.users is not None else ())
 
     def operator(self, key: str) -> bool:
         """Whether a key is an operator's that counts."""
@@ -141,6 +163,8 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
         ):
             for signed in kept.values():
                 yield kind, signed
+        if self.users is not None:
+            yield "users", self.users
 
 
 def untold(shelf: DocumentShelf) -> frozenset[str]:
@@ -168,9 +192,11 @@ def judged(shelf: DocumentShelf, envelope: bytes) -> KeptDocument:
     return kept
 
 
-def notes(shelf: DocumentShelf, kept: KeptDocument) -> tuple[str, ...]:
-    """What an operator should know of a document that was taken in just now; `shelf` has it."""
+def notes(shelf: DocumentShelf, kept: KeptDocument, before: DocumentShelf) -> tuple[str, ...]:
+    """What an operator should know of a document that was taken in just now; `shelf` has it, `before` had not."""
     found = []
+    if kept.kind == "users" and (left := before.cut_off - shelf.cut_off):
+        found.append(f"{len(left)} users of the list before are not in this one: sign one that has all")
     if kept.kind == "revocations" and (left := shelf.revoked - _of(kept.signed)):
         found.append(f"{len(left)} keys or documents of earlier lists are not in this one: sign one that has all")
     if kept.kind == "intent":

@@ -59,9 +59,9 @@ def load(connection: Connection) -> KeptFleet:
     """Everything but events."""
     return KeptFleet(
         documents=[
-            KeptDocument(kind=kind, signed=documents.read(bytes(envelope), KINDS[kind]))
-            for kind, envelope in connection.execute(
-                "SELECT kind, envelope FROM documents ORDER BY received, kind = 'revocations' DESC, rowid"
+            KeptDocument(kind=kind, signed=documents.read(bytes(envelope), KINDS[kind]), received=received)
+            for kind, envelope, received in connection.execute(
+                "SELECT kind, envelope, received FROM documents ORDER BY received, kind = 'revocations' DESC, rowid"
             )
         ],
         nodes={
@@ -126,6 +126,8 @@ def put_document(connection: Connection, kept: KeptDocument, *, now_s: int) -> N
     node = kept.signed.document.node if kept.kind == "node" else ""
     if node:  # the newest certificate of a node alone counts
         connection.execute("DELETE FROM documents WHERE node = ?", (node,))
+    if kept.kind == "users":  # and the newest list of users
+        connection.execute("DELETE FROM documents WHERE kind = ?", (kept.kind,))
     connection.execute(
         "INSERT OR IGNORE INTO documents VALUES (?, ?, ?, ?, ?)",
         (kept.signed.sha256, kept.kind, node, kept.signed.envelope, now_s),

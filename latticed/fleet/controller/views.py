@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from latticed.fleet import controller_view as view
-from latticed.fleet import rollout
+from latticed.fleet import enrolment, rollout
 from latticed.fleet.controller import assigning, observing, shelf
 from latticed.fleet.rollout import NodeOutcome, RolloutState
 from latticed.kit.value import Value
@@ -53,6 +53,9 @@ class LinkFacts(Value, frozen=True, kw_only=True):
     seen: LeaseWords | None
     unseen_s: float
     troubles: Mapping[str, str]
+    cuts_off: bool
+    not_cut_off: str
+    credentials_s: int
 
 
 def certificate(core: FleetCore) -> view.CertificateView:
@@ -82,6 +85,7 @@ def alarms(core: FleetCore, facts: LinkFacts) -> tuple[view.AlarmView, ...]:
         if node in core.present and now_s - seen.received >= observing.SILENT_S:
             reason = f"expected a status within {observing.SILENT_S:.0f} s, found none since {seen.received}"
             found.append(view.AlarmView(code="node_silent", reason=reason, node=node, since=seen.received))
+    found += _still_connecting(core, facts)
     found += [_alarm(one) for one in core.alarms.values()]
     return tuple(sorted(found, key=lambda one: (one.node, one.code)))
 
@@ -102,6 +106,9 @@ def _own(core: FleetCore, facts: LinkFacts) -> Iterable[tuple[str, str, str]]:
         yield "store_unavailable", core.full, "free some space; nothing new is decided meanwhile"
     if core.rebuilt:
         yield "state_rebuilt", core.rebuilt, "look at the rollouts that are halted, and resume or take them back"
+    if facts.not_cut_off:
+        hint = "latticectl fleet check --fleet DIR says what the controller's credentials for it lack"
+        yield "users_not_revoked", facts.not_cut_off, hint
     if left := shelf.untold(core.shelf):
         reason = f"{len(left)} revocations are by operators who are revoked"
         yield "revocations_untold", reason, "sign a list that has all"
@@ -110,6 +117,25 @@ def _own(core: FleetCore, facts: LinkFacts) -> Iterable[tuple[str, str, str]]:
     for record in core.rollouts.values():
         if not record.over and record.state in _STUCK:
             yield _STUCK[record.state], f"{record.name}: {record.reason}", "latticectl fleet status"
+
+
+def _still_connecting(core: FleetCore, facts: LinkFacts) -> Iterable[view.AlarmView]:
+    """Nodes that were revoked, and that servers let in for as long as their credentials last."""
+    refused, now_s = core.shelf.cut_off, core.now_s()
+    for one in core.tokens.values():
+        since = core.revoked_since.get(one.key)
+        if since is None or not one.request or now_s >= since + facts.credentials_s:
+            continue
+        if (user := enrolment.user_of(one.request)) in refused:
+            continue
+        reason = f"expected {one.node} to be let in no more, found no word of an operator that refuses its user {user}"
+        days = (since + facts.credentials_s - now_s) // 86_400
+        hint = (
+            f"latticectl fleet revoke {user}, then latticectl fleet send the list that it writes"
+            if facts.cuts_off
+            else f"have your servers revoke that user of the account NODES; its credentials end in {days} days"
+        )
+        yield view.AlarmView(code="node_not_cut_off", reason=reason, hint=hint, node=one.node, since=since)
 
 
 def _lease(core: FleetCore, facts: LinkFacts) -> Iterable[tuple[str, str, str]]:
@@ -199,6 +225,7 @@ def node_view(core: FleetCore, name: str) -> view.NodeView:
         head=head.hash if head is not None else "",
         missed=head.missed if head is not None else 0,
         enrolment=next((one.request for one in core.tokens.values() if one.key == node.key and one.node == name), ""),
+        enrolments=tuple(one.request for one in core.tokens.values() if one.node == name and one.request),
         alarms=tuple(_alarm(one) for (_, about), one in core.alarms.items() if about == name),
     )
 

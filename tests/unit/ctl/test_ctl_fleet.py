@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from latticed.fleet import documents, enrolment, fleet_directory, nkeys
+from latticed.fleet import deployment, documents, enrolment, fleet_directory, nkeys
 from latticed.fleet.controller import settings as controller_settings
+from latticed.trust import key_files
 from tests.house import nats_servers
 
 INTENT = """
@@ -91,7 +92,7 @@ def test_directory_has_what_real_servers_take(ctl, tmp_path, count):
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     secret = [place / one for one in told["files"] if re.search(r"key$|creds$|signer|secret/", one)]
     assert {stat.S_IMODE(one.stat().st_mode) for one in secret} == {0o600}
-    assert len(secret) == 3 + count + 2 * 3
+    assert len(secret) == 3 + count + 2 * 4
     # Each controller has a key and credentials of its own, and none what is the operator's.
     keys = {(place / f"controllers/{one}/key").read_bytes() for one in ("c1", "c2")}
     assert len(keys) == 2
@@ -200,6 +201,64 @@ def test_stranger_s_key_signs_nothing(ctl, home):
         ran = ctl("fleet", *words, "--key", "../other.key")
         assert (ran.code, "operator of the fleet home" in ran.err) == (1, True), ran.err
     assert not list((home / "signed").iterdir())
+
+
+def joined(ctl, home, name="web-1"):
+    """What a controller says of a host that has joined by an invitation: its view, and its user."""
+    place = home / f"{name}.invitation"
+    assert ctl("fleet", "enroll", name, "--key", "../operator.key").code == 0
+    invited = enrolment.read_invitation(place.read_bytes(), now_s=int(time.time()))
+    place.unlink()
+    key = key_files.public_text(key_files.generate())
+    user = nkeys.Key.generate(nkeys.KeyKind.USER).public
+    asked = enrolment.request(invited, key, user).decode()
+    return {"key": key, "node": {"name": name}, "enrolments": [asked]}, user
+
+
+def test_host_is_revoked_with_its_connection_by_what_the_controller_can_prove(ctl, home):
+    view, user = joined(ctl, home)
+    (home / "web-1.json").write_text(json.dumps(view))
+    ran = ctl("fleet", "revoke", "web-1.json", *SIGNED)
+    assert ran.code == 0, ran.err
+    assert f"{user}, a user of the message system" in ran.out
+    assert "latticectl fleet send" in ran.err
+    assert signed(home / "signed/revocations.json", documents.Revocations).document.keys == (view["key"],)
+    made = signed(home / "signed/users.json", documents.UserRevocations).document
+    assert made.users == (user,)
+    identities = fleet_directory.opened(home).identities()
+    claims = nkeys.verified(made.account, frozenset({identities.operator.public}))
+    assert (claims["sub"], list(claims["nats"]["revocations"])) == (identities.nodes.public, [user])
+    # Everything else of the account is as the servers have it.
+    present = deployment.account_tokens(identities, now_s=1)[identities.nodes.public]
+    assert {**claims["nats"], "revocations": None} == {**nkeys.unverified(present)["nats"], "revocations": None}
+    # The next list has this one, and its token comes after, though of the same second.
+    again, second = joined(ctl, home, "web-2")
+    (home / "web-2.json").write_text(json.dumps(again))
+    assert ctl("fleet", "revoke", "web-2.json", *SIGNED).code == 0
+    later = signed(home / "signed/users.json", documents.UserRevocations).document
+    assert (later.serial, later.users) == (2, (user, second))
+    assert nkeys.unverified(later.account)["iat"] > claims["iat"]
+    # A key alone leaves the connection, which is said.
+    alone = ctl("fleet", "revoke", key_files.public_text(key_files.generate()), *SIGNED)
+    assert "stays connected until its credentials end" in alone.err
+    assert ctl("fleet", "revoke", "web-2.json", *SIGNED).code == 1
+
+
+@pytest.mark.parametrize("lie", ["of another host", "by nobody's invitation", "no view"])
+def test_controller_has_no_other_host_cut_off_instead(ctl, home, lie):
+    view, user = joined(ctl, home)
+    other, _ = joined(ctl, home, "web-2")
+    if lie == "of another host":
+        other["enrolments"] += view["enrolments"]
+    elif lie == "by nobody's invitation":
+        other["enrolments"] = [other["enrolments"][0].replace('"signature":"', '"signature":"AAAA')]
+    (home / "web-2.json").write_text("{}" if lie == "no view" else json.dumps(other))
+    before = sorted(one.name for one in (home / "signed").iterdir())
+    ran = ctl("fleet", "revoke", "web-2.json", *SIGNED)
+    if lie == "of another host":
+        assert user not in signed(home / "signed/users.json", documents.UserRevocations).document.users
+        return
+    assert (ran.code, sorted(one.name for one in (home / "signed").iterdir())) == (2 if lie == "no view" else 1, before)
 
 
 def test_controller_is_certified_and_revoked_by_name(ctl, home):

@@ -23,7 +23,7 @@ def issued(fleet, signer, account, name):
     return path
 
 
-async def checked(fleet, *, node=None, system=None):
+async def checked(fleet, *, node=None, system=None, revoking=None):
     """What is found, in words; without credentials of SYS, that these are missing is left out."""
     async with asyncio.timeout(WAIT_S):
         async with fleet.connected("controller") as connection:
@@ -34,6 +34,7 @@ async def checked(fleet, *, node=None, system=None):
             fleet.endpoint(system, "system") if system else None,
             sizes=fleet.sizes,
             replicas=1,
+            revoking=fleet.endpoint(revoking or fleet.revoking(), "c1"),
         )
     words = [str(one) for one in found]
     unseen = [one for one in words if "no credentials of the system account" in one]
@@ -43,6 +44,17 @@ async def checked(fleet, *, node=None, system=None):
 
 async def test_servers_that_latticed_configures_lack_nothing(fleet):
     assert await checked(fleet, system=fleet.system) == []
+
+
+async def test_credentials_that_cut_nobody_off_or_do_more_are_named(fleet):
+    found = await checked(fleet, system=fleet.system, revoking=fleet.system)
+    assert "expected credentials to revoke with that do not reach $SYS.REQ.SERVER.PING, found that they do" in found
+    assert not [one for one in found if "cut off at once" in one]  # they can do that too
+    found = await checked(fleet, system=fleet.system, revoking=fleet.node("c1"))
+    assert [one for one in found if "cut off at once, found some that do not" in one]
+    (none,) = await nats_check._revoking(None, fleet.endpoint(fleet.node(NODE), NODE))
+    assert not none.serious
+    assert "stays connected until its credentials end" in none.found
 
 
 async def test_streams_that_are_missing_or_changed_are_named(fleet, controller):
