@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
+
 from tests.house import long, machines, processes
 
 HAMMER = """
@@ -57,3 +59,21 @@ def test_every_idempotent_request_is_answered_over_restarts(machine):
     assert done["failed"] == []
     assert done["asked"] > 100
     machine.check("latticectl", "audit", "verify", "--whole")
+
+
+@pytest.mark.parametrize("unit", ["latticed-apply.service", "latticed-journal.service"])
+def test_helper_that_is_killed_again_and_again_is_back_each_time(machine, unit):
+    """More often than systemd starts anything by default (five times in ten seconds)."""
+    machine.check("systemctl", "start", unit)
+    for _ in range(8):
+        before = machine.property(unit, "MainPID")
+        machine.check("kill", "-9", before)
+        processes.until(
+            lambda before=before: (
+                machine.property(unit, "MainPID") not in {"0", before}
+                and machine.property(unit, "ActiveState") == "active"
+            ),
+            what="another process",
+            deadline_s=machines.BOOT_S,
+        )
+    assert machine.property(unit.replace("service", "socket"), "ActiveState") == "active"
