@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from latticed.fleet import documents, subjects
+from latticed.fleet.controller import readers
 from latticed.fleet.nats_engine import NatsControllerEngine
 
 
@@ -38,10 +39,13 @@ class Reports:
 
 @contextlib.asynccontextmanager
 async def followed(engine: NatsControllerEngine) -> AsyncIterator[Reports]:
-    """What is read while the block runs, and what was there before; each has its signature checked."""
+    """What is read while the block runs, and what was there before; each has its signature checked. At another
+    connection all is read anew, as a controller does: a server may have lost what it had last.
+    """
     reports = Reports()
 
     async def read_statuses() -> None:
+        reports.told.clear()
         async with contextlib.aclosing(engine.statuses()) as batches:
             async for batch in batches:
                 for one in batch:
@@ -51,6 +55,7 @@ async def followed(engine: NatsControllerEngine) -> AsyncIterator[Reports]:
                 reports.changed.set()
 
     async def read_events() -> None:
+        reports.events.clear()
         async with contextlib.aclosing(engine.events()) as batches:
             async for batch in batches:
                 for one in batch:
@@ -58,7 +63,9 @@ async def followed(engine: NatsControllerEngine) -> AsyncIterator[Reports]:
                     reports.events.setdefault(subjects.node_of(one.subject), []).append(event)
                 reports.changed.set()
 
-    reading = [asyncio.create_task(read_statuses()), asyncio.create_task(read_events())]
+    reading = [
+        asyncio.create_task(readers.at_each_connection(engine._connection, work)) for work in (read_statuses, read_events)
+    ]
     try:
         yield reports
     finally:

@@ -52,25 +52,7 @@ class NodeReaders:
         """All three, until cancelled."""
         async with asyncio.TaskGroup() as group:
             for work in (self._statuses, self._events, self._presence):
-                group.create_task(self._at_each_connection(work), name=f"fleet {work.__name__}")
-
-    async def _at_each_connection(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin anew when the connection is another one, or after what failed."""
-        while True:
-            await self._connection.wait_up()
-            seen = self._connection.connections
-            working = asyncio.ensure_future(work())
-            other = asyncio.ensure_future(self._connection.wait_for_another(seen))
-            try:
-                await asyncio.wait({working, other}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                working.cancel()
-                other.cancel()
-                await asyncio.wait({working, other})
-            if not working.cancelled() and (error := working.exception()) is not None:
-                if not isinstance(error, EngineUnavailable | Problem | KeyError):
-                    raise error
-                await asyncio.sleep(_PAUSE_S)
+                group.create_task(at_each_connection(self._connection, work), name=f"fleet {work.__name__}")
 
     async def _statuses(self) -> None:
         there = (await self._engine.position(subjects.STATUS_STREAM)).last
@@ -108,3 +90,24 @@ class NodeReaders:
                 core.present = present
                 core.work.set()
             await asyncio.sleep(self._present_s)
+
+
+async def at_each_connection(connection: NatsConnection, work: Callable[[], Awaitable[None]]) -> None:
+    """Have `work` begin anew when the connection is another one, or after what failed: a stream may have lost its end
+    meanwhile, and count from before.
+    """
+    while True:
+        await connection.wait_up()
+        seen = connection.connections
+        working = asyncio.ensure_future(work())
+        other = asyncio.ensure_future(connection.wait_for_another(seen))
+        try:
+            await asyncio.wait({working, other}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            working.cancel()
+            other.cancel()
+            await asyncio.wait({working, other})
+        if not working.cancelled() and (error := working.exception()) is not None:
+            if not isinstance(error, EngineUnavailable | Problem | KeyError):
+                raise error
+            await asyncio.sleep(_PAUSE_S)

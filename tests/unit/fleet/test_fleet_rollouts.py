@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from latticed.fleet import deployment
+from latticed.fleet.controller.lease import LeasePeriods
 from latticed.fleet.controller.settings import GateSettings
 from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.rollout import WAVES
@@ -29,6 +30,8 @@ QUICK = {
     "pauses_s": (0.2, 0.5),
     "periods": {"reconcile_s": long.times(2, 20), "beat_s": long.times(1, 10)},
 }
+LEASE = LeasePeriods(ttl_s=8, renew_s=1.0, margin_s=1.0, look_s=0.2)
+"""Longer than a machine under load keeps a process waiting: what is looked at here is not who leads."""
 GATE = GateSettings(sizes=SIZES, settle_s=0.0, patience_s=float(WAIT_S))
 
 
@@ -79,7 +82,7 @@ async def rolling(place, count, servers=1):
     with nats_servers.running(place / "nats", servers, sizes) as fleet:
         async with (
             asyncio.timeout(WAIT_S),
-            fleet_controllers.running(fleet, place, operator=operator, gate=GATE) as controlled,
+            fleet_controllers.running(fleet, place, operator=operator, gate=GATE, lease=LEASE) as controlled,
             simulated_fleets.running(fleet, count, place, **QUICK) as nodes,
             fleet_reports.followed(controlled.running.engine) as reports,
         ):
