@@ -58,25 +58,20 @@ _ANSWER_S: Final = 30
 # Printable ASCII without what ends or escapes a quoted string of nats-server's configuration.
 _PLAIN: Final = re.compile(r"[ !#-\[\]-~]{1,4096}")
 
-# What crosses from CTRL to NODES, with the kind of export: a node asks ("service") or hears ("stream").
+# What crosses from CTRL to NODES, with the kind of export (a node asks: "service"; or hears: "stream"), and what it is
+# in NODES: $1 is the first token that a star stands for.
 _EXPORTS: Final = (
-    ("desired", subjects.newest(subjects.DESIRED_STREAM, "$KV.desired.*"), "service"),
-    ("bundles", subjects.newest(subjects.BUNDLES_STREAM, "bundle.*.*"), "service"),
-    ("events", "ev.*.audit", "service"),
-    ("status", "st.*", "service"),
-    ("presence", "hb.*", "service"),
-    ("enrolment", "enrol.*", "service"),
-    ("renewal", "renew.*", "service"),
-    ("pushed", "dn.*", "stream"),
+    ("desired", subjects.newest(subjects.DESIRED_STREAM, "$KV.desired.*"), "service", "n.$1.desired"),
+    ("bundles", subjects.newest(subjects.BUNDLES_STREAM, "bundle.*.*"), "service", "chunk.$1.$2"),
+    ("events", "ev.*.audit", "service", "n.$1.event"),
+    ("status", "st.*", "service", "n.$1.status"),
+    ("presence", "hb.*", "service", "n.$1.beat"),
+    ("enrolment", "enrol.*", "service", "enrol.$1"),
+    ("renewal", "renew.*", "service", "n.$1.renewal"),
+    ("pushed", "dn.*", "stream", ""),
 )
-NODE_MAY_PUBLISH: Final = (
-    subjects.newest(subjects.DESIRED_STREAM, f"$KV.desired.{_NAME}"),
-    subjects.newest(subjects.BUNDLES_STREAM, "bundle.*.*"),
-    f"ev.{_NAME}.audit",
-    f"st.{_NAME}",
-    f"hb.{_NAME}",
-    f"renew.{_NAME}",
-)
+NODE_MAY_PUBLISH: Final = (f"n.{_NAME}.*", "chunk.*.*")
+"""A server has some 400 bytes for each token of these, for each node."""
 NODE_MAY_SUBSCRIBE: Final = (f"_INBOX_{_NAME}.>", f"dn.{_NAME}", f"rpc.{_NAME}.invoke")
 UPDATE_CLAIMS: Final = "$SYS.REQ.CLAIMS.UPDATE"
 """Where servers take tokens of accounts."""
@@ -468,7 +463,7 @@ def _control(identities: Identities) -> dict[str, Any]:
     return {
         "limits": _limits(with_streams=True),
         "signing_keys": [identities.control_signer.public],
-        "exports": [{"name": name, "subject": subject, "type": kind} for name, subject, kind in _EXPORTS],
+        "exports": [{"name": name, "subject": subject, "type": kind} for name, subject, kind, _ in _EXPORTS],
         "imports": [_import("invoke", "rpc.*.invoke", "service", identities.nodes)],
     }
 
@@ -486,7 +481,9 @@ def _nodes(identities: Identities, revoked: Mapping[str, int], sizes: Sizes) -> 
             {"kind": "user_scope", "key": identities.node_signer.public, "role": "node", "template": node},
             {"kind": "user_scope", "key": identities.enrol_signer.public, "role": "invited", "template": invited},
         ],
-        "imports": [_import(name, subject, kind, identities.control) for name, subject, kind in _EXPORTS],
+        "imports": [
+            _import(name, subject, kind, identities.control, local=local) for name, subject, kind, local in _EXPORTS
+        ],
         "exports": [{"name": "invoke", "subject": "rpc.*.invoke", "type": "service"}],
     }
     if revoked:
@@ -506,8 +503,10 @@ def _template(publish: Sequence[str], subscribe: Sequence[str], *, subscriptions
     }
 
 
-def _import(name: str, subject: str, kind: str, account: nkeys.Key) -> dict[str, Any]:
-    return {"name": name, "subject": subject, "account": account.public, "type": kind}
+def _import(name: str, subject: str, kind: str, account: nkeys.Key, *, local: str = "") -> dict[str, Any]:
+    """`local`: what it is in the account that imports it; the same without."""
+    renamed = {"local_subject": local} if local else {}
+    return {"name": name, "subject": subject, "account": account.public, "type": kind, **renamed}
 
 
 def _user(

@@ -56,9 +56,10 @@ def forbidden(node: str, other: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         *(subjects.desired(one) for one in (node, other)),
         *(subjects.desired_pushed(one) for one in (node, other)),
         *(subjects.invocation(one) for one in (node, other)),
-        subjects.events(other),
-        subjects.status(other),
-        subjects.presence(other),
+        *(subjects.by_node(other, what) for what in ("desired", "event", "status", "beat", "renewal")),
+        *(subjects.events(one) for one in (node, other)),
+        *(subjects.status(one) for one in (node, other)),
+        *(subjects.presence(one) for one in (node, other)),
         subjects.chunk(_NONE, 0),
         subjects.fleet(other),
         subjects.news(subjects.STATUS_STREAM),
@@ -163,7 +164,7 @@ async def _node(engine: NatsControllerEngine, node: NatsEndpoint, other: str) ->
         for subject in listen:
             await client.subscribe(subject)
         # Whoever asks chooses where the answer goes: in one account with the streams, into another's document.
-        await client.publish(subjects.presence(node.name), b"{}", reply=subjects.desired(other))
+        await client.publish(subjects.by_node(node.name, "beat"), b"{}", reply=subjects.desired(other))
         for _ in range(2):  # its ping overtakes what it has not sent yet
             await client.flush(_WAIT_S)
         for what, several in (("publish to", publish), ("listen to", listen)):

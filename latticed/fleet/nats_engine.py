@@ -69,7 +69,7 @@ class NatsEngine:
         self._node = subjects.node_name(node)
 
     async def desired(self) -> bytes | None:
-        found = await _newest(self._connection, subjects.DESIRED_STREAM, subjects.desired(self._node))
+        found = await _newest(self._connection, self._mine("desired"), subjects.desired(self._node))
         return None if found is None else _at_most(found.data, DESIRED_BYTES)
 
     async def watch_desired(self) -> AsyncIterator[bytes]:
@@ -83,20 +83,20 @@ class NatsEngine:
                     yield message.data
 
     async def chunk(self, sha256: str, number: int) -> bytes:
-        found = await _newest(self._connection, subjects.BUNDLES_STREAM, subjects.chunk(sha256, number))
+        found = await _newest(self._connection, subjects.chunk_asked(sha256, number), subjects.chunk(sha256, number))
         if found is None:
             raise KeyError(f"{sha256}.{number}")
         return _at_most(found.data, CHUNK_BYTES)
 
     async def publish_event(self, data: bytes, message_id: str) -> None:
         own = _own(data, EVENT_BYTES)
-        await _stored(self._connection, subjects.events(self._node), own, {"Nats-Msg-Id": message_id})
+        await _stored(self._connection, self._mine("event"), own, {"Nats-Msg-Id": message_id})
 
     async def publish_status(self, data: bytes) -> None:
-        await _stored(self._connection, subjects.status(self._node), _own(data, STATUS_BYTES), {})
+        await _stored(self._connection, self._mine("status"), _own(data, STATUS_BYTES), {})
 
     async def beat(self, data: bytes) -> None:
-        await self._connection.publish(subjects.presence(self._node), _own(data, BEAT_BYTES))
+        await self._connection.publish(self._mine("beat"), _own(data, BEAT_BYTES))
 
     async def invocations(self) -> AsyncIterator[_Question]:
         async with contextlib.aclosing(self._connection.messages(subjects.invocation(self._node))) as messages:
@@ -106,8 +106,11 @@ class NatsEngine:
                     yield _Question(message.data, message.reply, self._connection)
 
     async def renew(self, data: bytes) -> bytes:
-        answer = await self._connection.request(subjects.renewal(self._node), _own(data, STATUS_BYTES))
+        answer = await self._connection.request(self._mine("renewal"), _own(data, STATUS_BYTES))
         return _at_most(answer.data, STATUS_BYTES)
+
+    def _mine(self, what: str) -> str:
+        return subjects.by_node(self._node, what)
 
 
 class NatsControllerEngine:
@@ -322,9 +325,9 @@ class NatsControllerEngine:
         return _object(answer.data)
 
 
-async def _newest(connection: NatsConnection, stream: str, subject: str) -> Stored | None:
-    """The newest message of `subject`; None when there is none."""
-    reply = await connection.request(subjects.newest(stream, subject), b"")
+async def _newest(connection: NatsConnection, asked: str, subject: str) -> Stored | None:
+    """The newest message of `subject`, for which one asks at `asked`; None when there is none."""
+    reply = await connection.request(asked, b"")
     if reply.status == _NOT_FOUND:
         return None
     found = _message(reply)

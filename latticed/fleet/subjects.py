@@ -58,6 +58,20 @@ def presence(node: str) -> str:
     return f"hb.{node_name(node)}"
 
 
+def by_node(node: str, what: str) -> str:
+    """What a node itself publishes to: `desired`, `event`, `status`, `beat`, `renewal`.
+
+    Its account has each of them come to the controllers' one. A server keeps what a client may publish to in memory for
+    each connection, by the tokens: so they are few, and all begin alike.
+    """
+    return f"n.{node_name(node)}.{what}"
+
+
+def chunk_asked(sha256: str, number: int) -> str:
+    """Where a node asks for a chunk."""
+    return chunk(sha256, number).replace("bundle", "chunk", 1)
+
+
 def news(stream: str) -> str:
     """Where it is said, to controllers, that a stream has kept something new: nodes cannot publish there."""
     return f"news.{stream.lower()}"

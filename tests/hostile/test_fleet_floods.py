@@ -19,9 +19,9 @@ HOSTILE = "hostile"
 SIZE = 1_200
 """Of a status of a few plugins."""
 SUBJECTS = {
-    "statuses": subjects.status(HOSTILE),
-    "beats": subjects.presence(HOSTILE),
-    "events": subjects.events(HOSTILE),
+    "statuses": subjects.by_node(HOSTILE, "status"),
+    "beats": subjects.by_node(HOSTILE, "beat"),
+    "events": subjects.by_node(HOSTILE, "event"),
 }
 
 
@@ -114,7 +114,7 @@ async def test_flood_of_one_nodes_requests_keeps_nobody_elses_from_being_answere
         answering = asyncio.create_task(answer())
         nodes = {name: NatsEngine(await stack.enter_async_context(fleet.connected(name)), name) for name in names}
         try:
-            with nats_floods.flooding(fleet, HOSTILE, subjects.renewal(HOSTILE), SIZE, reply=True) as sent:
+            with nats_floods.flooding(fleet, HOSTILE, subjects.by_node(HOSTILE, "renewal"), SIZE, reply=True) as sent:
                 # One that is not answered in time asks again, as the link does.
                 answers = await asyncio.gather(*(_renewed(nodes[name], name.encode()) for name in names))
                 revision = await engine.put("flooded", b"1", 0)
@@ -160,7 +160,8 @@ async def test_flood_of_one_node_keeps_nobody_elses_word_from_the_controller(fle
 async def _kept(engine):
     """How many messages of the hostile node each stream has."""
     found = {}
-    for stream, subject in (("STATUS", "statuses"), ("PRESENCE", "beats"), ("EVENTS", "events")):
-        answer = await engine._api(f"STREAM.INFO.{stream}", {"subjects_filter": SUBJECTS[subject]})
-        found[stream] = (answer["state"].get("subjects") or {}).get(SUBJECTS[subject], 0)
+    kept = {"STATUS": subjects.status, "PRESENCE": subjects.presence, "EVENTS": subjects.events}
+    for stream, subject in kept.items():
+        answer = await engine._api(f"STREAM.INFO.{stream}", {"subjects_filter": subject(HOSTILE)})
+        found[stream] = (answer["state"].get("subjects") or {}).get(subject(HOSTILE), 0)
     return found

@@ -64,7 +64,8 @@ async def followed(engine: NatsControllerEngine) -> AsyncIterator[Reports]:
                 reports.changed.set()
 
     reading = [
-        asyncio.create_task(readers.at_each_connection(engine._connection, work)) for work in (read_statuses, read_events)
+        asyncio.create_task(readers.at_each_connection(engine._connection, work))
+        for work in (read_statuses, read_events)
     ]
     try:
         yield reports

@@ -1,6 +1,6 @@
 """A node that publishes as fast as its connection takes it, as a process of its own.
 
-with nats_floods.flooding(fleet, "hostile", subjects.status("hostile"), 2_000):
+with nats_floods.flooding(fleet, "hostile", subjects.by_node("hostile", "status"), 2_000):
     ...
 
 It waits for no answer and keeps to nothing but what the server enforces: whole buffers of the protocol's own lines.

@@ -94,12 +94,14 @@ async def test_credentials_of_another_account_do_not_pass_for_servers_that_sync(
 
 
 def one_account(fleet, text):
-    """Nodes are users of the account that has the streams, under the same template of permissions."""
+    """Nodes are users of the account that has the streams: it maps what they publish to, and lets them publish that."""
     keys = fleet.identities
     tokens = deployment.account_tokens(keys, now_s=int(time.time()))
     claims = {name: nkeys.unverified(token)["nats"] for name, token in tokens.items()}
     control = claims[keys.control.public]
     control["signing_keys"] += claims[keys.nodes.public]["signing_keys"]
+    control["signing_keys"][-2]["template"]["pub"]["allow"].append("hb.{{name()}}")
+    control["mappings"] = {"n.*.beat": [{"subject": "hb.$1", "weight": 100}]}
     token = nkeys.token(keys.operator, keys.control.public, "CTRL", control, now_s=int(time.time()))
     return text.replace(line(text, keys.control.public), f"  {keys.control.public}: {token}")
 

@@ -71,7 +71,7 @@ async def test_one_connection_listens_to_so_many_subjects_and_sends_so_much_at_o
                 await nats_servers.until(lambda: _all_closed([client]))
                 assert "maximum subscriptions exceeded" in str(client.last_error)
         async with nats_connection.probing(endpoint) as (client, _):
-            await client.publish(subjects.status("greedy"), bytes(128 << 10))
+            await client.publish(subjects.by_node("greedy", "status"), bytes(128 << 10))
             with contextlib.suppress(Exception):
                 await client.flush(WAIT_S)
             await nats_servers.until(lambda: _all_closed([client]))

@@ -137,7 +137,7 @@ class TestNetworkIsCut:
         ):
             wire.hole()
             with pytest.raises(EngineUnavailable, match="timeout"):
-                await connection.request(f"st.{node}", b"", timeout_s=0.2)
+                await connection.request(f"n.{node}.status", b"", timeout_s=0.2)
             wire.heal()
             await controller.put_desired(node, b"one", 0)
             assert await NatsEngine(connection, node).desired() == b"one"

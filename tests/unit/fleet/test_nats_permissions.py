@@ -111,6 +111,10 @@ LISTENS = [
     f"*.{HOSTILE}",
     f"rpc.{HOSTILE}.>",
     "bundle.>",
+    "chunk.>",
+    "n.>",
+    f"n.{VICTIM}.*",
+    f"n.{HOSTILE}.*",
     "$JS.>",
     "$JS.API.>",
     "$JS.EVENT.>",
@@ -150,17 +154,19 @@ PUBLISHES = [
     (f"$KV.desired.{VICTIM}", b"evil"),
     (f"$KV.desired.{HOSTILE}", b"evil"),
     ("$KV.fleet.lease", b"evil"),
+    *((f"n.{VICTIM}.{what}", b"forged") for what in ("desired", "event", "status", "beat", "renewal")),
+    *((f"n.{what}", b"forged") for what in ("*.event", f"{HOSTILE}", f"{HOSTILE}.x.y")),
     (f"ev.{VICTIM}.audit", b"forged"),
-    (f"ev.{HOSTILE}.other", b"forged"),
-    (f"hb.{VICTIM}", b"forged"),
-    (f"st.{VICTIM}", b"forged"),
+    (f"ev.{HOSTILE}.audit", b"forged"),
+    *((f"{what}.{one}", b"forged") for what in ("hb", "st", "renew", "enrol") for one in (VICTIM, HOSTILE)),
     (f"dn.{VICTIM}", b"forged"),
     (f"dn.{HOSTILE}", b"forged"),
     (f"rpc.{VICTIM}.invoke", b"forged"),
     (f"rpc.{HOSTILE}.invoke", b"forged"),
     (f"_INBOX_{VICTIM}.x", b"forged"),
     (f"bundle.{'a' * 64}.0", b"forged"),
-    (f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{VICTIM}", b""),
+    *((f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{one}", b"") for one in (VICTIM, HOSTILE)),
+    (f"$JS.API.DIRECT.GET.BUNDLES.bundle.{'a' * 64}.0", b""),
     ("$JS.API.DIRECT.GET.KV_desired.$KV.desired.*", b""),
     ("$JS.API.DIRECT.GET.KV_desired.$KV.desired.>", b""),
     ("$JS.API.DIRECT.GET.KV_desired", asked(last_by_subj=f"$KV.desired.{VICTIM}")),
@@ -233,7 +239,7 @@ async def stored_events(controller):
 )
 async def test_body_of_a_question_for_its_own_document_does_not_widen_it(attacker, controller, body):
     await self_and_victim(controller)
-    answer = await attacker.client.request(f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{HOSTILE}", body, timeout=WAIT_S)
+    answer = await attacker.client.request(f"n.{HOSTILE}.desired", body, timeout=WAIT_S)
     # The one that is asked for by subject, or a refusal: nobody else's.
     assert (answer.data, (answer.headers or {}).get("Nats-Subject")) in {
         (b"its own", f"$KV.desired.{HOSTILE}"),
@@ -272,7 +278,7 @@ async def test_answer_sent_to_another_nodes_subject_changes_nothing(fleet, attac
         for one in waiting:
             one.add_done_callback(lambda done: taken.append(done) if not done.cancelled() else None)
         await engine.desired()  # the subscriptions were sent before it
-        await attacker.client.publish(f"$JS.API.DIRECT.GET.KV_desired.$KV.desired.{HOSTILE}", b"", reply=reply)
+        await attacker.client.publish(f"n.{HOSTILE}.desired", b"", reply=reply)
         await attacker.settled()
         # The victim still has its own documents, and takes nothing for one of its own that was sent to it.
         assert await engine.desired() == b"good"
@@ -294,12 +300,12 @@ async def test_answer_sent_to_another_nodes_subject_changes_nothing(fleet, attac
 )
 async def test_header_that_would_remove_or_repeat_events_is_refused(attacker, controller, headers):
     before = await stored_events(controller)
-    answer = await attacker.client.request(f"ev.{HOSTILE}.audit", b"x", headers=headers, timeout=WAIT_S)
+    answer = await attacker.client.request(f"n.{HOSTILE}.event", b"x", headers=headers, timeout=WAIT_S)
     assert "error" in json.loads(answer.data)
     assert await stored_events(controller) == before
 
 
-@pytest.mark.parametrize("subject", [f"st.{HOSTILE}", f"hb.{HOSTILE}"])
+@pytest.mark.parametrize("subject", [f"n.{HOSTILE}.status", f"n.{HOSTILE}.beat"])
 async def test_ids_that_a_node_makes_up_are_not_kept_in_memory(attacker, subject):
     """Each may have kilobytes, and a node sends thousands a second."""
     taken = []
@@ -315,10 +321,10 @@ async def test_id_of_an_event_cannot_be_squatted_unless_it_is_known(fleet, attac
     async with fleet.connected(VICTIM) as connection:
         for guess in range(50):
             await attacker.client.request(
-                f"ev.{HOSTILE}.audit", b"squat", headers={"Nats-Msg-Id": f"{VICTIM}-{guess}"}, timeout=WAIT_S
+                f"n.{HOSTILE}.event", b"squat", headers={"Nats-Msg-Id": f"{VICTIM}-{guess}"}, timeout=WAIT_S
             )
         answer = await connection.request(
-            f"ev.{VICTIM}.audit", b"mine", headers={"Nats-Msg-Id": "c7d1b0a4f6e94c3c8a54a6f2c1b0d9e8"}
+            f"n.{VICTIM}.event", b"mine", headers={"Nats-Msg-Id": "c7d1b0a4f6e94c3c8a54a6f2c1b0d9e8"}
         )
         assert "duplicate" not in json.loads(answer.data)
 
@@ -368,6 +374,8 @@ INVITED_SENDS = [
     "enrol.web-1",
     f"renew.{INVITED}",
     f"renew.{VICTIM}",
+    *(f"n.{INVITED}.{what}" for what in ("desired", "event", "status", "beat", "renewal")),
+    f"chunk.{'0' * 64}.0",
     f"ev.{INVITED}.audit",
     f"st.{INVITED}",
     f"hb.{INVITED}",
