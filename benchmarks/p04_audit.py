@@ -13,7 +13,7 @@ from benchmarks import rows
 from latticed.kit.clock import SystemClock
 from latticed.ledger import open_ledger
 from latticed.ledger.audit import position
-from latticed.model.audit import Event
+from latticed.model.audit import AllowedCall, Event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -31,6 +31,8 @@ _EVENT = Event(
     decision="allow",
     detail={"bytes": 17, "sha256": "9" * 64},
 )
+_CALL = AllowedCall("plugin:acme.demo", "kv.get", 17, "9" * 64)
+"""The same, as the Gate has it recorded."""
 _INSERT = "INSERT INTO audit VALUES (?,?,?,?,?,?,?,?,?,?,?)"
 _BARE_ROW = ("2026-01-01T00:00:00.000000Z", "plugin:acme.demo", "host.call", "kv.get", "allow", "", "", "{}")
 
@@ -105,7 +107,7 @@ async def _together(state: Path, count: int) -> float:
                     answered.set_result(None)
 
             for _ in range(CALLERS):
-                ledger.note(_EVENT, done)
+                ledger.note(_CALL, done)
             await answered
         return count // CALLERS * CALLERS / (time.perf_counter() - began_s)
 

@@ -17,7 +17,8 @@ from latticed.kit import logs, text
 from latticed.kit.log_limit import LogLimiter
 from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.kit.value import Value
-from latticed.model.audit import HOST_CALL, Actor, Event
+from latticed.model.audit import HOST_CALL, Actor, AllowedCall, Event
+from latticed.model.errors import Problem
 from latticed.model.hostcall import FIX, Denial, Denied
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     Answer: TypeAlias = Callable[[Any, HostError | None], None]
     """Takes the JSON result of a call, or the HostError that says why there is none."""
-    Record: TypeAlias = Callable[[Event, Callable[[Any, BaseException | None], None]], None]
+    Record: TypeAlias = Callable[[Event | AllowedCall, Callable[[Any, BaseException | None], None]], None]
     """Has an audit event recorded, and calls its second argument once with (seq, None) or (anything, error)."""
 
 PAUSE_S: Final = 0.02
@@ -202,11 +203,13 @@ class Gate:
             return None
         call = _Allowed(method, payload, served, params, decision.capability)
         # On record before it is made (architecture, decision 8): a kill between the two leaves no unrecorded effect.
+        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
+        event = AllowedCall(self._actor, method, len(payload), hashlib.sha256(payload).hexdigest())
         if not served.waits:
-            self._record(method, payload, None, functools.partial(self._carry_out, call, answer))
+            self._broker.record(event, functools.partial(self._carry_out, call, answer))
             return None
-        recorded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._record(method, payload, None, _into(recorded))
+        recorded: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._broker.record(event, _into(recorded))
         return self._dispatch(call, recorded)
 
     def _within_rate(self, method: str) -> bool:
@@ -235,10 +238,10 @@ class Gate:
             found = text.sanitise(str(error), 100)
             raise HostError(Denial.BAD_PARAMS, f"params: expected values that can be carried, found {found}") from error
 
-    def _carry_out(self, call: _Allowed, answer: Answer, _: None, unrecorded: HostError | None) -> None:
+    def _carry_out(self, call: _Allowed, answer: Answer, _: int, problem: BaseException | None) -> None:
         """Carry out a call that waits for nothing, now that it is on record, and answer it."""
-        if unrecorded is not None:
-            answer(None, unrecorded)
+        if problem is not None:
+            answer(None, _unrecorded(problem))
             return
         try:
             self._check_still_allowed(call.capability)
@@ -248,12 +251,15 @@ class Gate:
         else:
             answer(result, None)
 
-    async def _dispatch(self, call: _Allowed, recorded: asyncio.Future[None]) -> Any:
+    async def _dispatch(self, call: _Allowed, recorded: asyncio.Future[int]) -> Any:
         """The result of a service that waits, within the deadline, once the call is on record.
 
         Every other end but cancellation is recorded as a denial.
         """
-        await recorded
+        try:
+            await recorded
+        except Problem as problem:
+            raise _unrecorded(problem) from problem
         # Made outside the block: `except` and `finally` need it, and its key in `_under_way`.
         deadline = asyncio.timeout(self._broker.limits.deadline_s)
         try:
@@ -294,20 +300,19 @@ class Gate:
         """Have a denial recorded, then answer with it, or with why it could not be recorded."""
         # Counted before the write, which may fail: the number must not depend on the disk.
         self._count.denied += 1
-        self._record(method, payload, error, lambda _, unrecorded: answer(None, unrecorded or error))
-
-    def _record(self, method: str, payload: bytes, denial: HostError | None, done: Answer) -> None:
-        """Have the call recorded as allowed, or as denied; `done(None, error)` is called once it is on record, with the
-        HostError audit_unavailable if it cannot be.
-        """
-        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
         detail: dict[str, str | int | bool] = {"bytes": len(payload), "sha256": hashlib.sha256(payload).hexdigest()}
-        event = Event(actor=self._actor, action=HOST_CALL, target=method, decision="allow", detail=detail)
-        if denial is not None:
-            if denial.fault.fix:
-                detail[FIX] = denial.fault.fix
-            event = replace(event, decision="deny", code=denial.code.value, reason=denial.reason)
-        self._broker.record(event, lambda _, problem: done(None, None if problem is None else _unrecorded(problem)))
+        if error.fault.fix:
+            detail[FIX] = error.fault.fix
+        event = Event(
+            actor=self._actor,
+            action=HOST_CALL,
+            target=method,
+            decision="deny",
+            code=error.code.value,
+            reason=error.reason,
+            detail=detail,
+        )
+        self._broker.record(event, lambda _, problem: answer(None, error if problem is None else _unrecorded(problem)))
 
 
 class _Allowed(Value, frozen=True):
@@ -320,10 +325,10 @@ class _Allowed(Value, frozen=True):
     capability: str
 
 
-def _into(future: asyncio.Future[Any]) -> Answer:
-    """An Answer that sets the result or the exception of `future`, unless its caller was cancelled."""
+def _into(future: asyncio.Future[Any]) -> Callable[[Any, BaseException | None], None]:
+    """A callback that sets the result or the exception of `future`, unless its caller was cancelled."""
 
-    def answer(result: Any, error: HostError | None) -> None:
+    def answer(result: Any, error: BaseException | None) -> None:
         if future.done():
             return
         if error is None:

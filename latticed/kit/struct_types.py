@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from latticed.kit.value import Value
+from latticed.kit.value import Changing, Value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ def prepare() -> None:
 
 def _below(kind: type[Any]) -> Iterator[type[Any]]:
     for one in kind.__subclasses__():
-        if one is Value:  # never decoded
+        if one in {Value, Changing}:  # never decoded
             continue
         yield one
         yield from _below(one)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from msgspec import Struct, field
 
-__all__ = ["Value", "field"]
+__all__ = ["Changing", "Value", "field"]
 
 
 class _Fields:
@@ -33,6 +33,10 @@ class Value(Struct, frozen=True):
     """
 
     __dataclass_fields__: ClassVar = _Fields()
+
+
+class Changing(Struct):
+    """As Value, for the few that are not frozen, and nothing but their fields."""
 
 
 @functools.cache

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
 from latticed.ledger.connection import STORAGE_ERRORS, unavailable
-from latticed.model.audit import HOST_CALL, Event
+from latticed.model.audit import HOST_CALL, AllowedCall, Event
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -25,15 +26,22 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction, WriteJob
     from latticed.model.chain import Head
 
+LOOK_S: Final = 0.05
+"""How long the state directory is taken for what it was just found to be."""
 HEAD_EVERY: Final = 1_000
 """A chain gets a head with the batch that makes it this many events past its last one."""
+_EVENTS: Final = (AllowedCall, Event)
 
 
 class Committer:
     """Commits batches to an open state directory; every job gets its result or its error.
 
-    A batch fails if, before or after it, the directory's files are not those that were opened (`DirectoryIdentity`):
-    a commit into a replaced or removed file would be lost at the next start.
+    A batch fails if the directory's files are not those that were opened (`DirectoryIdentity`): a commit into a
+    replaced or removed file would be lost at the next start. They are looked at after each commit and, unless that was
+    just now, before the next one.
+
+    `refused`: why the disk did not take the last batch, None once it has; what is essential does not count, as it may
+    be from the reserve.
     """
 
     def __init__(self, entered: StateDir, transaction: Transaction, reserve: Reserve) -> None:
@@ -41,21 +49,26 @@ class Committer:
         self._place = entered.identity
         self._transaction = transaction
         self._reserve = reserve
+        self.refused: Problem | None = None
+        self._looked_s = 0.0
         self._synchronous = "normal"
         reserve.held()  # allocates it now: at the first write the disk may be full already
 
     def perform(self, batch: list[WriteJob]) -> list[Head]:
         """Commit `batch` and return the heads signed with it. Never raises: errors are set on the jobs."""
         # Before the commit, so that nothing is written into a file that the next start will not find.
-        if (fault := self._place.fault()) is not None:
-            _fail(batch, fault)
+        if time.monotonic() - self._looked_s > LOOK_S and (fault := self._place.fault()) is not None:
+            self._fail(batch, fault)
             return []
         heads = self._perform(batch)
         self._place.written()
-        # Again afterwards: the files may have been replaced during the commit. Jobs that failed keep their own error.
+        # Afterwards, which is what counts: the files may have been replaced meanwhile. Jobs that failed keep their own
+        # error.
         if (fault := self._place.fault()) is not None:
-            _fail([job for job in batch if job.error is None], fault)
+            self._looked_s = 0.0
+            self._fail([job for job in batch if job.error is None], fault)
             return []
+        self._looked_s = time.monotonic()
         return heads
 
     def _perform(self, batch: list[WriteJob]) -> list[Head]:
@@ -63,23 +76,25 @@ class Committer:
         # The reserve is not held when it was given up, or when the disk was too full for it from the start.
         scarce = not self._reserve.held()
         if scarce:
-            _fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
+            self._fail([job for job in batch if not job.essential], OSError(errno.ENOSPC, "the disk is full"))
             batch = [job for job in batch if job.essential]
         try:
             heads = self._commit(batch) if batch else []
             if scarce:
                 self._fold()
+            else:
+                self.refused = None
             return heads
         # `_commit` has rolled back, so nothing of the batch is on disk and its essential jobs may run a second time.
         except STORAGE_ERRORS as error:
             return self._again(batch, error)
         except BaseException as error:  # noqa: BLE001 - set on the jobs, for their futures; the thread must go on
-            _fail(batch, error)
+            self._fail(batch, error)
             return []
 
     def _again(self, batch: list[WriteJob], error: BaseException) -> list[Head]:
         """After a storage error: give up the reserve and retry the essential jobs; the others fail with `error`."""
-        _fail([job for job in batch if not job.essential], error)
+        self._fail([job for job in batch if not job.essential], error)
         essential = [job for job in batch if job.essential]
         if not essential:
             return []
@@ -91,8 +106,20 @@ class Committer:
             self._fold()
             return heads
         except BaseException as still:  # noqa: BLE001 - as above
-            _fail(essential, still)
+            self._fail(essential, still)
             return []
+
+    def _fail(self, jobs: list[WriteJob], error: BaseException) -> None:
+        """Set Problem ledger_unavailable, caused by `error`, on each job."""
+        for job in jobs:
+            # One exception per job: each is raised in another caller, and a traceback grows with each raise.
+            problem = unavailable(error)
+            if isinstance(error, Problem):
+                problem = Problem(problem.code, f"the ledger cannot be written: {error.reason}", error.hint)
+            problem.__cause__ = error
+            job.error = unrecorded(problem) if isinstance(job.change, _EVENTS) else problem
+            if not job.essential:
+                self.refused = problem
 
     def _fold(self) -> None:
         """Checkpoint the WAL, so that it is overwritten from its start instead of growing on a full disk.
@@ -109,14 +136,17 @@ class Committer:
         # Tips live in memory and are changed by `append`: what a rollback must restore is taken before the transaction.
         before = chains.state
         due = _due(batch, chains)
+        # One event alone is one statement, which is a transaction of its own.
+        alone = len(batch) == 1 and not due and isinstance(batch[0].change, _EVENTS)
         try:
             # A signed head is copied to the journal, which may survive a power cut better than the WAL: so fsync.
             self._synchronise(fully=bool(due) or any(job.durable for job in batch))
             # IMMEDIATE takes the write lock here; otherwise a busy database would fail within a job.
-            connection.execute("BEGIN IMMEDIATE")
+            if not alone:
+                connection.execute("BEGIN IMMEDIATE")
             chains.begin()
             for job in batch:
-                if isinstance(job.change, Event):
+                if isinstance(job.change, _EVENTS):
                     _append(job, job.change, chains)
                 else:
                     self._change(job, job.change)
@@ -124,7 +154,8 @@ class Committer:
             # After the flush, when the tips are final: a head must be of the last event of this transaction.
             for chain in due:
                 chain.sign()
-            connection.execute("COMMIT")
+            if not alone:
+                connection.execute("COMMIT")
         except BaseException:
             # Restored first: if ROLLBACK fails as well, the tips must not count events that were not committed.
             chains.restore(before)
@@ -173,24 +204,25 @@ def _due(batch: list[WriteJob], chains: Chains) -> list[Chain]:
     """The chains that get a head with this batch; a job that is no event is counted as one decision."""
     # Before the jobs run, so an estimate: a change may append no event or several. Then a head comes a little early or
     # late.
-    calls = sum(isinstance(job.change, Event) and job.change.action == HOST_CALL for job in batch)
+    if all(one.seq + len(batch) - one.signed_seq < HEAD_EVERY for one in chains.all):  # nearly all batches
+        return []
+    calls = sum(isinstance(job.change, _EVENTS) and job.change.action == HOST_CALL for job in batch)
     more = ((chains.decisions, len(batch) - calls), (chains.calls, calls))
-    return [chain for chain, count in more if count and chain.tip.seq + count - chain.signed_seq >= HEAD_EVERY]
+    return [chain for chain, count in more if count and chain.seq + count - chain.signed_seq >= HEAD_EVERY]
 
 
-def _append(job: WriteJob, event: Event, chains: Chains) -> None:
+def _append(job: WriteJob, event: Event | AllowedCall, chains: Chains) -> None:
     """Append one event; its seq, or what was raised, is set on its job, and no other job fails."""
     try:
         job.result = chains.append(event)
     except Exception as error:  # noqa: BLE001 - a field of a wrong type fails this job only
-        job.error = error
+        job.error = unrecorded(error)
 
 
-def _fail(jobs: list[WriteJob], error: BaseException) -> None:
-    """Set Problem ledger_unavailable, caused by `error`, on each job."""
-    for job in jobs:
-        # One exception per job: each is raised in another caller, and a traceback grows with each raise.
-        job.error = unavailable(error)
-        if isinstance(error, Problem):
-            job.error = Problem(job.error.code, f"the ledger cannot be written: {error.reason}", error.hint)
-        job.error.__cause__ = error
+def unrecorded(error: BaseException) -> Problem:
+    """Why an event is not on record, with the code that callers answer with: what is not recorded is not done."""
+    # Anything else than a Problem is unexpected; callers rely on a record or a Problem, nothing else.
+    reason, hint = (error.reason, error.hint) if isinstance(error, Problem) else (repr(error), "")
+    problem = Problem("audit_unavailable", f"the event cannot be recorded: {reason}", hint)
+    problem.__cause__ = error
+    return problem

@@ -28,7 +28,7 @@ class DirectoryIdentity:
     """
 
     def __init__(self, directory: Path, *, database: str, key: str, lock: str) -> None:
-        # As text: a Path takes as long as the call of stat(2), and these are looked at before each commit.
+        # As text: a Path takes as long as the call of stat(2), and these are looked at with each commit.
         self._directory = str(directory)
         self._wal = str(directory / f"{database}-wal")
         self._key = str(directory / key)

@@ -13,22 +13,23 @@ from latticed.ledger import audit as audit_rows
 from latticed.ledger import floors, state, upkeep
 from latticed.ledger.chain import signed_by
 from latticed.ledger.coalesce import EVERY_S, Denials
+from latticed.ledger.commit import unrecorded
 from latticed.ledger.deferred_events import DeferredEvents
 from latticed.ledger.reader import Readers
 from latticed.ledger.retention import KEEP_ALL
 from latticed.ledger.writer import LedgerWriter, resolve
+from latticed.model import audit
 from latticed.model.chain import CALLS, DECISIONS, NAMES
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from pathlib import Path
 
     from latticed.kit.clock import Clock
     from latticed.ledger.connection import Connection
     from latticed.ledger.retention import Retention
     from latticed.ledger.transaction import Transaction
-    from latticed.model import audit
     from latticed.model.chain import Head, Name, Position
 
 T = TypeVar("T")
@@ -60,8 +61,6 @@ class Ledger:
         self._clock = clock
         self._denials = Denials()
         self._deferred = DeferredEvents(writer, clock)
-        # Returned for denials that are only counted: those have no event of their own.
-        self._last_seq = 0
         self._signed_s = clock.monotonic_s()
         self.public_key = state.public_half(entered.key)
         """The host key's public half, base64 of 32 raw bytes."""
@@ -71,7 +70,7 @@ class Ledger:
         """Retention of host calls."""
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
-        self._unwritten: dict[str, Problem] = {}
+        self._floors_refused: Problem | None = None
         self._probed_s = 0.0
         self._floors_turn = asyncio.Lock()
         """Held while floors are signed and written, so that two calls write in their order."""
@@ -90,24 +89,7 @@ class Ledger:
     @property
     def unwritten(self) -> Problem | None:
         """Why the disk takes no decisions at present, as far as was tried; None where it does."""
-        return next(iter(self._unwritten.values()), None)
-
-    @contextlib.contextmanager
-    def _noted(self, what: str) -> Iterator[None]:
-        """Note whether the disk took a write."""
-        try:
-            yield
-        except Problem as problem:
-            self._note(what, problem)
-            raise
-        self._note(what, None)
-
-    def _note(self, what: str, error: BaseException | None) -> None:
-        """Note what became of a write."""
-        if error is None:
-            self._unwritten.pop(what, None)
-        elif isinstance(error, Problem) and error.code == "ledger_unavailable":
-            self._unwritten[what] = error
+        return self._writer.refused or self._floors_refused
 
     async def write(self, change: Callable[[Transaction], T], *, durable: bool = False, essential: bool = False) -> T:
         """Run `change` on the writer's thread as one transaction and return what it returned, once committed.
@@ -117,11 +99,7 @@ class Ledger:
         Cancelling the caller neither loses nor halves the write. Problem ledger_unavailable when the disk would not
         take it: then nothing of it was written.
         """
-        if essential:
-            # It may be taken from the reserve, which says nothing of others.
-            return await self._writer.submit(change, durable=durable, essential=True)
-        with self._noted("rows"):
-            return await self._writer.submit(change, durable=durable)
+        return await self._writer.submit(change, durable=durable, essential=essential)
 
     def read(self, question: Callable[[Connection], T]) -> T:
         """Run a short point query inline, on the event loop. Sees what is committed; Problem ledger_unavailable."""
@@ -138,23 +116,23 @@ class Ledger:
         """As `read_slow`, in a queue of its own, so that an operator never waits for plugins."""
         return await self._plugin_readers.ask_slowly(question)
 
-    async def record(self, event: audit.Event) -> int:
+    async def record(self, event: audit.Event | audit.AllowedCall) -> int:
         """Append one audit event and return its seq once committed; Problem audit_unavailable when it cannot be.
 
-        Denials beyond a quota are only counted (`ledger.coalesce`): those return the last seq known.
+        Denials beyond a quota are only counted (`ledger.coalesce`): those return the last seq of their chain.
         """
         return await self._called_back(self.note, event)
 
-    def note(self, event: audit.Event, done: Callable[[Any, BaseException | None], None]) -> None:
+    def note(self, event: audit.Event | audit.AllowedCall, done: Callable[[Any, BaseException | None], None]) -> None:
         """As `record`, without waiting: `done(seq, None)` or `done(None, problem)` is called once.
 
         That may be before this returns, where nothing is written.
         """
         # Only denials: a caller can cause them without end, and the chain would grow with every one.
-        if event.decision == "deny":
+        if isinstance(event, audit.Event) and event.decision == "deny":
             kept = self._denials.take(event, self._clock.monotonic_s())
             if kept is None:
-                done(self._last_seq, None)
+                done(self._writer.tip.of(CALLS if event.action == audit.HOST_CALL else DECISIONS), None)
                 return
             event = kept
         self._append(event, done)
@@ -215,11 +193,18 @@ class Ledger:
         It names heads that are on disk by now, never others: so a power cut makes no ledger older than its floors.
         """
         async with self._floors_turn:
-            with self._noted("floors"):
-                await self._write_floors(kept)
+            await self._write_floors(kept)
 
     async def _write_floors(self, kept: floors.Floors) -> None:
-        """`write_floors`, for who holds `_floors_turn`."""
+        """`write_floors`, for who holds `_floors_turn`; whether the disk took them is noted."""
+        try:
+            await self._replace_floors(kept)
+        except Problem as problem:
+            self._floors_refused = problem if problem.code == "ledger_unavailable" else self._floors_refused
+            raise
+        self._floors_refused = None
+
+    async def _replace_floors(self, kept: floors.Floors) -> None:
         # Durable, and before the file is written: heads named there must survive any power cut that the file does.
         await self.sign_head()
         heads: dict[Name, tuple[int, str]] = {}
@@ -241,8 +226,7 @@ class Ledger:
         self.sources |= seen
         async with self._floors_turn:
             # Read within the turn: floors that are being written meanwhile would else be replaced by those before.
-            with self._noted("floors"):
-                await self._write_floors(self.floors)
+            await self._write_floors(self.floors)
 
     def accept(self) -> None:
         """Accept this ledger although it may be an older copy: heads signed before now are no longer evidence of a
@@ -252,21 +236,16 @@ class Ledger:
         """
         self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
 
-    def _append(self, event: audit.Event, done: Callable[[Any, BaseException | None], None]) -> None:
+    def _append(
+        self, event: audit.Event | audit.AllowedCall, done: Callable[[Any, BaseException | None], None]
+    ) -> None:
         """As `note`, without a quota: the seq, or Problem audit_unavailable for any failure."""
-
-        def committed(seq: int, error: BaseException | None) -> None:
-            self._note("rows", error)
-            if error is None:
-                self._last_seq = seq
-            done(seq, None if error is None else _unrecorded(error))
-
         try:
-            self._writer.append(event, committed)
+            self._writer.append(event, done)
         except Problem as closed:
-            committed(0, closed)
+            done(None, unrecorded(closed))
 
-    async def _called_back(self, work: Callable[..., None], event: audit.Event) -> int:
+    async def _called_back(self, work: Callable[..., None], event: audit.Event | audit.AllowedCall) -> int:
         """What `work(event, done)` calls `done` with."""
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         work(event, functools.partial(resolve, done))
@@ -289,19 +268,18 @@ class Ledger:
             if now_s - self._signed_s >= HEAD_INTERVAL_S:
                 with contextlib.suppress(Problem):  # reported to the callers of write and record
                     await self.sign_head()
-            if self._unwritten and now_s - self._probed_s >= PROBE_S:
+            if self.unwritten is not None and now_s - self._probed_s >= PROBE_S:
                 self._probed_s = now_s
                 await self._probe()
 
     async def _probe(self) -> None:
         """Find out whether the disk takes again what it refused: perhaps nobody else writes for a long time."""
         with contextlib.suppress(Problem):
-            if "rows" in self._unwritten:
+            if self._writer.refused is not None:
                 await self.write(_write_anything)
-            if "floors" in self._unwritten:
+            if self._floors_refused is not None:
                 async with self._floors_turn:
-                    with self._noted("floors"):
-                        await self._write_floors(self.floors)
+                    await self._write_floors(self.floors)
 
     async def _retain(self) -> None:
         """Apply retention periodically until cancelled."""
@@ -337,15 +315,6 @@ class Ledger:
 
 def _ignore(_: Head) -> None:
     pass
-
-
-def _unrecorded(error: BaseException) -> Problem:
-    """Why an event is not on record, with the code that callers answer with: what is not recorded is not done."""
-    # Anything else than a Problem is unexpected; callers rely on a record or a Problem, nothing else.
-    reason, hint = (error.reason, error.hint) if isinstance(error, Problem) else (repr(error), "")
-    problem = Problem("audit_unavailable", f"the event cannot be recorded: {reason}", hint)
-    problem.__cause__ = error
-    return problem
 
 
 @contextlib.asynccontextmanager

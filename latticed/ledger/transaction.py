@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from latticed.kit.value import Changing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from latticed.ledger.chain import Chains
     from latticed.ledger.connection import Connection
-    from latticed.model.audit import Event
+    from latticed.model.audit import AllowedCall, Event
 
 
 class Transaction:
@@ -44,15 +45,14 @@ class Transaction:
         return self.chains.append(event)
 
 
-@dataclass(slots=True)
-class WriteJob:
+class WriteJob(Changing):
     """One change, or one event to append (which needs no savepoint: it fails before it changes anything).
 
     The writer's thread sets `result` or `error`; the event loop then calls `done(result, error)`, one of them None.
     `durable`: fsynced. `essential`: written from the reserve on a full disk.
     """
 
-    change: Callable[[Transaction], Any] | Event
+    change: Callable[[Transaction], Any] | Event | AllowedCall
     done: Callable[[Any, BaseException | None], None]
     durable: bool = False
     essential: bool = False

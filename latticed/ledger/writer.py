@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latticed.kit.clock import Clock
-    from latticed.model.audit import Event
+    from latticed.model.audit import AllowedCall, Event
     from latticed.model.chain import Head
 
 T = TypeVar("T")
@@ -65,6 +65,8 @@ class LedgerWriter:
         self._waiting_for_calls: list[asyncio.Future[None]] = []
         self.tip = Position()
         """The newest events that this process has committed, and whose callers were all called back."""
+        self.refused: Problem | None = None
+        """Why the disk did not take the last batch; None where it did."""
 
     async def start(self) -> state.StateDir:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
@@ -104,7 +106,7 @@ class LedgerWriter:
         self._put(WriteJob(change, functools.partial(resolve, future), durable, essential))
         return future
 
-    def append(self, event: Event, done: Callable[[Any, BaseException | None], None]) -> None:
+    def append(self, event: Event | AllowedCall, done: Callable[[Any, BaseException | None], None]) -> None:
         """Queue one event; `done(seq, None)` is called once it is committed, `done(None, error)` if it cannot be.
 
         Problem ledger_unavailable when closed.
@@ -161,7 +163,7 @@ class LedgerWriter:
             if batch:
                 heads = committer.perform(batch)
                 # Told of the whole batch at once, so the loop is woken once and not for every job.
-                self._tell(self._deliver, batch, heads, chains.position)
+                self._tell(self._deliver, batch, heads, chains.position, committer.refused)
 
     def _take(self, batch: list[WriteJob]) -> bool:
         """Fill `batch` with queued jobs, blocking for the first; False when the writer is to stop after it."""
@@ -173,10 +175,11 @@ class LedgerWriter:
             jobs = self._queue.get()
         return False
 
-    def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position) -> None:
+    def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position, refused: Problem | None) -> None:
         """On the event loop: have who made a batch's jobs called back, then waiters woken, its heads handed over."""
         # In slices: a host call is made when it is called back, which takes a millisecond for a large answer, and a
         # batch may be of 1,500.
+        self.refused = refused
         called_back = [(job.done, (job.result, job.error)) for job in batch]
         self._calls.put([*called_back, (self._advance, (tip,)), *((self._on_head, (head,)) for head in heads)])
 

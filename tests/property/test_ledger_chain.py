@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from latticed.kit.clock import SystemClock
+from latticed.kit.clock import SystemClock, rfc3339
 from latticed.ledger import migrations
 from latticed.ledger.chain import Chain
 from latticed.ledger.coalesce import Denials
@@ -43,8 +43,8 @@ def exported(found: list[Event], *, sign_after: int = 0) -> list[dict[str, Any]]
     connection = apsw.Connection(":memory:")
     try:
         migrations.migrate(connection)
-        chain = Chain(connection, key=KEY, now=SystemClock())
-        chain.begin()
+        chain = Chain(connection, key=KEY)
+        chain.begin(rfc3339(SystemClock().wall_us()))
         for number, event in enumerate(found, start=1):
             chain.append(event)
             if number == sign_after:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.kit.clock import SystemClock, rfc3339
 from latticed.ledger import audit, audit_text
-from latticed.ledger.chain import Chain
+from latticed.ledger.chain import Chain, Chains
 from latticed.model import audit as events
 from latticed.model import chain as model_chain
 
@@ -54,8 +54,8 @@ def test_audit_detail_entries_beyond_limit_are_counted() -> None:
 
 def test_stored_audit_row_matches_the_hashed_bytes(memory: apsw.Connection) -> None:
     """The JSON that the writer builds by hand equals the canonical form of the stored row."""
-    chain = Chain(memory, key=Ed25519PrivateKey.generate(), now=SystemClock())
-    chain.begin()
+    chain = Chain(memory, key=Ed25519PrivateKey.generate())
+    chain.begin(rfc3339(SystemClock().wall_us()))
     chain.append(
         events.Event(
             actor='q"\\',
@@ -75,6 +75,25 @@ def test_stored_audit_row_matches_the_hashed_bytes(memory: apsw.Connection) -> N
     assert len(row["reason"]) == audit_text.REASON
 
 
+def test_allowed_call_is_recorded_as_the_event_that_it_reads_as(memory: apsw.Connection) -> None:
+    """By the short way or as any event: the same row, and the same hash after the same one."""
+    call = events.AllowedCall("plugin:acme.demo", "kv.get", 17, "9f" * 32)
+    event = events.Event(
+        actor=call.actor, action=call.action, target=call.target, decision=call.decision, detail=call.detail
+    )
+    rows = []
+    for one in (call, event):
+        chains = Chains(memory, key=Ed25519PrivateKey.generate(), now=SystemClock())
+        chains.calls.begin("2026-01-02T03:04:05.000007Z")
+        chains.append(one)
+        chains.flush()
+        rows += audit.query(memory, chain=model_chain.CALLS)
+        memory.execute("DELETE FROM calls")
+    assert rows[0] == rows[1]
+    assert rows[0]["hash"] == model_chain.link(model_chain.GENESIS, rows[0])
+    assert rows[0]["detail"] == {"bytes": 17, "sha256": "9f" * 32}
+
+
 def test_audit_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> None:
     """`ts` is UTC and has a fixed width."""
 
@@ -85,8 +104,8 @@ def test_audit_time_is_rfc_3339_with_microseconds(memory: apsw.Connection) -> No
         def monotonic_s(self) -> float:
             return 0.0
 
-    chain = Chain(memory, key=Ed25519PrivateKey.generate(), now=At())
-    chain.begin()
-    chain.append(events.Event(actor="a", action="b", target="c"))
-    chain.flush()
+    chains = Chains(memory, key=Ed25519PrivateKey.generate(), now=At())
+    chains.begin()
+    chains.append(events.Event(actor="a", action="b", target="c"))
+    chains.flush()
     assert audit.query(memory)[0]["ts"] == "2026-01-02T03:04:05.000007Z" == rfc3339(1_767_323_045_000_007)

@@ -220,11 +220,11 @@ async def test_cancelled_snapshot_stops_copying(
     assert (tmp_path / "copy").stat().st_size == 0
 
 
-async def test_chain_size_includes_events_after_last_head(memory: apsw.Connection, clock: Any) -> None:
+async def test_chain_size_includes_events_after_last_head(memory: apsw.Connection) -> None:
     """After a kill, the next start counts the events that no head covers."""
     key = Ed25519PrivateKey.generate()
-    chain = Chain(memory, key=key, now=clock)
-    chain.begin()
+    chain = Chain(memory, key=key)
+    chain.begin("2026-01-02T03:04:05.000007Z")
     for number in range(5):
         chain.append(Event(actor="a", action="b", target=f"t{number}"))
     chain.flush()
@@ -232,11 +232,11 @@ async def test_chain_size_includes_events_after_last_head(memory: apsw.Connectio
     chain.append(Event(actor="a", action="b", target="after the head"))
     chain.flush()
     assert chain.tip.size == audit.size_after(memory, 0)
-    assert Chain(memory, key=key, now=clock).tip == chain.tip
+    assert Chain(memory, key=key).tip == chain.tip
 
 
 async def test_empty_chain_continues_from_its_checkpoint(memory: apsw.Connection) -> None:
     """When retention has removed all events, the chain continues from the checkpoint."""
     memory.execute("INSERT INTO checkpoints VALUES (7, ?, 't', 's', 900)", ("ab" * 32,))
-    chain = Chain(memory, key=None, now=None)  # type: ignore[arg-type]
+    chain = Chain(memory, key=None)  # type: ignore[arg-type]
     assert tuple(chain.tip) == (7, "ab" * 32, 900)
