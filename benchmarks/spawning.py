@@ -1,23 +1,21 @@
-"""What confinement costs a child's start: a program of three instructions at every level, by the stub started ahead;
-beside posix_spawn, beside a stub that is started for each child, and beside bubblewrap.
+"""What confinement costs a child's start: a program of three instructions at every level, beside posix_spawn, the stub
+that does it where no program in memory may be executed, and bubblewrap.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import os
 import statistics
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+from unittest import mock
 
 from benchmarks import rows
 from benchmarks.references import bubblewrap
 from latticed.processes import child
-from latticed.processes.ahead import Ahead
-from latticed.sandbox import artifact, elf_programs, levels, probe, rlimits, spec
+from latticed.sandbox import artifact, elf_programs, launch_calls, levels, probe, rlimits, spec
 from latticed.sandbox.levels import Level
 
 if TYPE_CHECKING:
@@ -42,7 +40,6 @@ def measure(bench: Bench) -> list[rows.Row]:
         bench.scratch() as place,
         asyncio.Runner() as runner,
         artifact.of_bytes(data) as program,
-        contextlib.ExitStack() as stack,
     ):
         bare = _bare(place / "tiny", data)
         given = [level for level in Level if level <= probed.provided.level]
@@ -51,17 +48,18 @@ def measure(bench: Bench) -> list[rows.Row]:
             for level in given
             for more in (((), ("+processes",)) if level >= Level.ISOLATED else ((),))
         }
-        ahead = Ahead()
-        stack.callback(lambda: runner.run(ahead.__aexit__()))
         for name, plan in plans.items():
 
-            def one(plan: ChildSpec = plan, ahead: Ahead | None = ahead) -> float:
-                return statistics.median(runner.run(_live(plan, ahead)) for _ in range(TIMES))
+            def one(plan: ChildSpec = plan) -> float:
+                return statistics.median(runner.run(_live(plan)) for _ in range(TIMES))
+
+            def by_stub(one: Callable[[], float] = one) -> float:
+                with mock.patch.object(launch_calls, "possible", return_value=False):
+                    return one()
 
             what = f"a child's start and end, {name}"
             found.append(_row(what, rows.interleave(one, bare, count=bench.pairs)))
-            alone = rows.interleave(one, functools.partial(one, ahead=None), count=bench.pairs)
-            found.append(_row(what, alone, "with a stub of its own"))
+            found.append(_row(what, rows.interleave(one, by_stub, count=bench.pairs), "by the stub"))
             wrapped = bubblewrap.living(place / "tiny", probed.machine)
             if wrapped is not None and name.startswith(Level.ISOLATED.token):
 
@@ -74,9 +72,7 @@ def measure(bench: Bench) -> list[rows.Row]:
                 if "+processes" not in name:
                     row = replace(row, wanted=f"≤ {BUBBLEWRAP:g}×", met=rows.at_most(beside, BUBBLEWRAP)[1])
                 found.append(row)
-        pairs = rows.interleave(
-            lambda: runner.run(_together(plan, ahead)), lambda: TOGETHER * bare(), count=bench.pairs
-        )
+        pairs = rows.interleave(lambda: runner.run(_together(plan)), lambda: TOGETHER * bare(), count=bench.pairs)
         found.append(_row(f"{TOGETHER} of the last kind at once, beside one after the other", pairs))
     return found
 
@@ -107,19 +103,17 @@ def _plan(program: artifact.Artifact, level: Level, probed: Probed, more: tuple[
     return spec.build(spec.ChildRequest(program=program, ids=ids, limits=limits), chosen, probed)
 
 
-async def _live(plan: ChildSpec, ahead: Ahead | None) -> float:
+async def _live(plan: ChildSpec) -> float:
     """Seconds from the start of a child until all of it is gone."""
     began_s = time.perf_counter()
-    living = await child.spawn(
-        plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol(), ahead=ahead
-    )
+    living = await child.spawn(plan, on_exit=lambda _: None, stdout=asyncio.Protocol(), stderr=asyncio.Protocol())
     await living.gone()
     return time.perf_counter() - began_s
 
 
-async def _together(plan: ChildSpec, ahead: Ahead) -> float:
+async def _together(plan: ChildSpec) -> float:
     began_s = time.perf_counter()
-    await asyncio.gather(*(_live(plan, ahead) for _ in range(TOGETHER)))
+    await asyncio.gather(*(_live(plan) for _ in range(TOGETHER)))
     return time.perf_counter() - began_s
 
 

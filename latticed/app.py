@@ -40,7 +40,6 @@ from latticed.market.shelf import MarketShelf
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
 from latticed.model.runtime import RuntimeState
-from latticed.processes.ahead import Ahead
 from latticed.reload import Reloader, gate_limits, resolved, set_retention
 from latticed.rpc.api import Api
 from latticed.rpc.control_socket import RuntimeDirectory
@@ -155,10 +154,8 @@ class App:
         directory = stack.enter_context(RuntimeDirectory(settings.runtime_dir))
         # The policy needs the ledger, for the revocations that its file no longer names.
         policy, kept_revocations = await self._open_policy(ledger)
-        # Whatever starts a process gets this one spawner; `outputs` keeps what plugins write for `latticectl logs`. Its
-        # stub is started with the first child: the daemon is in its own cgroup by then.
-        ahead = await stack.enter_async_context(Ahead())
-        spawner, outputs = _child_spawner(settings, ahead), Outputs(clock, logs.plugin_line)
+        # Whatever starts a process gets this one spawner; `outputs` keeps what plugins write for `latticectl logs`.
+        spawner, outputs = _child_spawner(settings), Outputs(clock, logs.plugin_line)
         # What plugins' calls are served by, before any plugin can be started. The supervisor fills `handles`, and the
         # lifecycle the permissions: services must not import either, so both sides get the same object.
         handles: dict[str, Handle] = {}
@@ -440,14 +437,14 @@ def _market_dir(settings: Settings) -> Path:
     return bundles
 
 
-def _child_spawner(settings: Settings, ahead: Ahead) -> ChildSpawner:
+def _child_spawner(settings: Settings) -> ChildSpawner:
     """The spawner of confined children for this host, after probing which confinement the host has. Removes the cgroups
     that an earlier daemon left. Blocks the first time, as the probe starts child processes.
     """
     probed = _probed()
     if probed.delegation is not None:
         cgroup.sweep(probed.delegation)
-    return ChildSpawner(probed, settings.sandbox, settings.plugin_limits, ahead)
+    return ChildSpawner(probed, settings.sandbox, settings.plugin_limits)
 
 
 @functools.cache

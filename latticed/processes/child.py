@@ -24,7 +24,6 @@ from latticed.processes.pipes import PipeReader, PipeWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.processes.ahead import Ahead
     from latticed.processes.spawn import Spawn
     from latticed.sandbox.spec import ChildSpec
 
@@ -282,15 +281,14 @@ async def spawn(
     stdout: asyncio.Protocol,
     stderr: asyncio.Protocol,
     deadline_s: float = START_S,
-    ahead: Ahead | None = None,
 ) -> Child:
-    """Start a child as `spec` says, from the main thread's event loop; by the stub of `ahead`, if there is one.
+    """Start a child as `spec` says, from the main thread's event loop.
 
     `on_exit(exit)` is called once, on the loop, when the child ended without being stopped, all it wrote was delivered
     to `stdout` and `stderr`, and nothing is left of it. Problem("sandbox_failed") with `stage` and `errno` when a step
     of the confinement failed or takes longer than `deadline_s`; then, and when cancelled, nothing is left either.
     """
-    born = birth.Spawn(spec, ahead)
+    born = birth.Spawn(spec)
     try:
         async with asyncio.timeout(deadline_s):
             born.begin()

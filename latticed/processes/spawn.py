@@ -1,7 +1,8 @@
-"""Starts a child from a spec: pipes, cgroup, stub, the stub's report. On failure nothing is left.
+"""Starts a child from a spec: pipes, cgroup, launcher, its report. On failure nothing is left.
 
-Until the stub has reported success, all its processes are unreaped and in its process group: on any failure that
-group is killed and waited for first. Of a stub that was started ahead that is true of what it makes for this start.
+The launcher is what `sandbox.launch` starts: a program that makes the plan's system calls, or the stub. Until it has
+reported success, all its processes are unreaped and in its process group: on any failure that group is killed and
+waited for first.
 """
 
 from __future__ import annotations
@@ -19,10 +20,6 @@ from latticed.sandbox import cgroup, launch
 from latticed.sandbox.launch import LaunchReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from latticed.processes.ahead import Ahead
-    from latticed.sandbox.ahead import StubAhead
     from latticed.sandbox.cgroup import Group
     from latticed.sandbox.launch import Launched
     from latticed.sandbox.spec import ChildSpec
@@ -31,16 +28,10 @@ _PAUSE_S: Final = 0.002  # between two looks, where the kernel offers no event t
 _OUTPUTS: Final = frozenset({1, 2})  # the child's descriptors that it writes
 REMOVE_S: Final = 5.0
 """How long, in seconds, the processes of a killed group may take to end."""
-TOLD_S: Final = 5.0
-"""How long, in seconds, a stub that was started ahead may take to make a process for a plan: it is killed then.
-
-One that is stopped is killed at once, so that ending a start does not wait for it.
-"""
-_LOOK_S: Final = 0.1  # how often it is asked whether it is stopped
 OURS: Final[set[int]] = set()
 """Pids of children that the daemon waits for; `orphans` must not reap them."""
 BEGUN: Final[set[Spawn]] = set()
-"""Starts whose stub has not yet reported the pids of its children; `orphans` reaps nothing meanwhile."""
+"""Starts whose launcher has not yet reported the pids of its children; `orphans` reaps nothing meanwhile."""
 
 
 class Spawn:
@@ -50,12 +41,10 @@ class Spawn:
     done; `group` is its cgroup, if it has one. `Child` takes them over.
     """
 
-    def __init__(self, spec: ChildSpec, ahead: Ahead | None = None) -> None:
+    def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
-        self._ahead = ahead
         self._started: Launched | None = None
-        self._stub: int | None = None  # the pid of the process that was started, once it is known
-        self._by: StubAhead | None = None  # which makes that process
+        self._launcher = 0  # its pid
         self.group: Group | None = None
         self.pipes: dict[int, Pipe] = {}
         self.pid = 0
@@ -66,7 +55,7 @@ class Spawn:
         self._said = b""
 
     def begin(self) -> None:
-        """Make cgroup and pipes and start the stub; OSError when that fails. Does not wait, so nothing can cancel it
+        """Make cgroup and pipes and start the launcher; OSError when that fails. Does not wait: nothing can cancel it
         midway.
         """
         spec = self._spec
@@ -75,25 +64,12 @@ class Spawn:
             self.group = cgroup.make(spec.delegation, spec.limits, owner=spec.owner)
         for number in sorted({0, 1, 2, *spec.descriptors}):
             self.pipes[number] = Pipe.make()
-        if self._ahead is not None:
-            self._started = self._ahead.launch(spec, self._theirs(), self._procs())
-            self._by = self._ahead.stub
-        # No await between the start and this: `orphans.reap` runs on the same loop, and must not reap the stub.
+        self._started = launch.launch(spec, self._theirs(), cgroup=self._procs())
+        # No await between the start and this: `orphans.reap` runs on the same loop, and must not reap the launcher.
         BEGUN.add(self)
-        if self._started is None:
-            self._begin_alone()
-
-    def _begin_alone(self) -> None:
-        """Start a stub for this child alone."""
-        self._started = launch.launch(self._spec, self._theirs(), cgroup=self._procs())
-        self._know(self._started.pid)
-
-    def _know(self, stub: int) -> None:
-        """The process of the stub is known by its pid. It has the child's ends of the pipes; close ours: while we hold
-        them, neither side would see end of file.
-        """
-        self._stub = stub
-        OURS.add(stub)
+        OURS.add(self._started.pid)
+        self._launcher = self._started.pid
+        # It has the child's ends of the pipes; close ours: while we hold them, neither side would see end of file.
         for number, pipe in self.pipes.items():
             os.close(pipe.give_write() if number in _OUTPUTS else pipe.give_read())
 
@@ -106,84 +82,38 @@ class Spawn:
         return self.group.procs if self.group else None
 
     async def complete(self) -> None:
-        """Wait until the program is executed; afterwards `pid`, `pidfd` and `init` are known and the stub is reaped.
+        """Wait until the program is executed; then `pid`, `pidfd` and `init` are known, and the launcher is reaped.
 
-        StageFailed when a step of the stub failed, OSError for lack of descriptors. Sets no time limit.
+        StageFailed when a step of it failed, OSError for lack of descriptors. Sets no time limit.
         """
-        if self._stub is None and not await self._told():
-            # The stub that was started ahead has ended, or may not make such a process: nothing came of it.
-            os.close(self._opened.status)
-            self._started, self._said = None, b""
-            self._begin_alone()
-        report = await self._report(of=lambda _: False)
+        started = cast("Launched", self._started)
+        while more := await _more(started.status):
+            self._said += more
+        report = started.report(self._said)
         if report.stage is not None:
             raise launch.failed(report)
-        # Something killed the stub: end of file without the report that a child in a pid namespace always begins with.
+        # Something killed the launcher: end of file without the report that a child in a pid namespace begins with.
         if (self._spec.own_pids and report.pid is None) or (self._spec.init and report.init is None):
-            raise launch.failed(LaunchReport(stage="stub (it ended without a word)"))
-        stub = cast("int", self._stub)
-        self.pid = report.pid or stub
+            raise launch.failed(LaunchReport(stage="launch (it ended without a word)"))
+        self.pid = report.pid or started.pid
         OURS.update({self.pid, report.init or self.pid})  # first, or `orphans` could reap them
         BEGUN.discard(self)
         self.pidfd = os.pidfd_open(self.pid)
         if report.init is not None:
             self.init, self.init_pidfd = report.init, os.pidfd_open(report.init)
-        # The stub ended when it had made the child, which goes on in its place.
-        if self.pid != stub:
-            await _reaped(stub)
-            OURS.discard(stub)
-        os.close(self._opened.status)
+        # The launcher ended when it had made the child, which goes on in its place.
+        if self.pid != started.pid:
+            await _reaped(started.pid)
+            OURS.discard(started.pid)
+        os.close(started.status)
         self._started = None
 
-    @property
-    def _opened(self) -> Launched:
-        """What was started, and is not complete."""
-        assert self._started is not None  # noqa: S101 - `begin` came first
-        return self._started
-
-    async def _told(self) -> bool:
-        """Wait for the pid of the process that the stub started ahead makes; False when there will be none."""
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + TOLD_S
-        report = await self._report_within(_LOOK_S)
-        while report is None and loop.time() < until_s and not (self._by is not None and self._by.stopped()):
-            report = await self._report_within(_LOOK_S)
-        if report is None:
-            # Stopped, or without processor time. Its end closes what it was sent, and ends what waits for it.
-            if self._by is not None:
-                self._by.kill()
-            report = await self._report_within(REMOVE_S)
-        if report is None or report.stub is None:
-            return False
-        self._know(report.stub)
-        return True
-
-    async def _report_within(self, within_s: float) -> LaunchReport | None:
-        """The report of a stub started ahead, to its end or to the pid that it begins with; None if neither comes."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                return await self._report(of=lambda report: report.stub is not None)
-        return None
-
-    async def _report(self, *, of: Callable[[LaunchReport], bool]) -> LaunchReport:
-        """Read the stub's report to its end, or until `of` of what there is of it."""
-        while not of(report := launch.read_report(self._said)):
-            more = launch.read_status(self._opened.status)
-            if more == b"":
-                return launch.read_report(self._said)
-            if more is None:
-                await waiting.readable(self._opened.status)
-            else:
-                self._said += more
-        return report
-
     async def abandon(self) -> None:
-        """Kill the stub's processes, wait until they are gone, close all descriptors. Problem("child_unkillable") when
-        something in the child's namespace or group does not die.
+        """Kill the launcher's processes, wait until they are gone, close all descriptors. Problem("child_unkillable")
+        when something in the child's namespace or group does not die.
         """
-        if self._started is not None:  # `complete` has not finished: the stub's processes are unreaped
-            if self._stub is not None or await self._told():
-                await self._end_stub(cast("int", self._stub), self._started.status)
+        if self._started is not None:  # `complete` has not finished: the launcher's processes are unreaped
+            await self._end_launcher(self._started)
             os.close(self._started.status)
             self._started = None
         elif self.pid:
@@ -195,7 +125,7 @@ class Spawn:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.init_pidfd = -1
-        OURS.difference_update({self.pid, self._stub})
+        OURS.difference_update({self.pid, self._launcher})
         BEGUN.discard(self)
         for pipe in self.pipes.values():
             pipe.close()
@@ -219,17 +149,18 @@ class Spawn:
         finally:
             OURS.discard(init)  # if it is still dying, `orphans` reaps it later
 
-    async def _end_stub(self, stub: int, status: int) -> None:
-        """Kill and reap the stub's process, its group, and a child that has left that (it may, once executed). Reaped
-        in turn, not one by one: process 1 of a namespace ends only after the others in it have been reaped.
+    async def _end_launcher(self, started: Launched) -> None:
+        """Kill and reap the launcher, its group, and a child that has left that (it may, once executed).
+
+        Reaped in turn, not one by one: process 1 of a namespace ends only after the others in it have been reaped.
         """
-        # Unreaped: neither its pid nor, as it alone could lead one, a group of that number is anybody else's. First the
-        # process: one that a stub started ahead has made may not have come to making the group.
-        os.kill(stub, signal.SIGKILL)
+        launcher = started.pid
+        # Unreaped: neither its pid nor, as it alone could lead one, a group of that number is anybody else's.
+        os.kill(launcher, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(stub, signal.SIGKILL)
-        report = launch.read_report(self._said + (launch.read_status(status) or b""))
-        left = [(os.P_PID, stub), (os.P_PGID, stub)]
+            os.killpg(launcher, signal.SIGKILL)
+        report = started.report(self._said + (launch.read_status(started.status) or b""))
+        left = [(os.P_PID, launcher), (os.P_PGID, launcher)]
         for pid in (report.pid, report.init):
             if pid is not None and _remains(os.P_PID, pid):
                 os.kill(pid, signal.SIGKILL)  # unreaped: the pid cannot have been reused
@@ -239,8 +170,17 @@ class Spawn:
         OURS.difference_update({report.pid, report.init})
 
 
+async def _more(status: int) -> bytes:
+    """Wait for the next part of the report, b"" at its end."""
+    while (more := launch.read_status(status)) is None:
+        await waiting.readable(status)
+    return more
+
+
 async def _reaped(pid: int) -> None:
     """Wait until this child, which nothing has reaped yet, has ended, and reap it. OSError for lack of descriptors."""
+    if _ended(os.P_PID, pid):
+        return
     pidfd = os.pidfd_open(pid)
     try:
         await waiting.readable(pidfd)  # once the process has ended (pidfd_open(2))

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from latticed.model.manifest import Manifest
-    from latticed.processes.ahead import Ahead
     from latticed.processes.child import Child
     from latticed.processes.exits import Exit
     from latticed.sandbox.host_facts import Probed
@@ -64,16 +63,13 @@ class Invoking(Value, frozen=True, kw_only=True):
 
 class ChildSpawner:
     """Starts every confined child of the daemon. `probed` is what the host gives, `floor` the least level for manifests
-    that name none, `interpreters` the allowed names and their paths; `ahead`: see `processes.child.spawn`.
+    that name none, `interpreters` the allowed names and their paths.
 
     A reload calls `apply` with what it changed of `limits` and `settings`; the floor is that of the daemon's start.
     """
 
-    def __init__(
-        self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings, ahead: Ahead | None = None
-    ) -> None:
+    def __init__(self, probed: Probed, settings: SandboxSettings, limits: PluginLimitSettings) -> None:
         self.probed = probed
-        self.ahead = ahead
         self.floor = Level.of(settings.floor)
         self._named, self.interpreters = settings.interpreters, interpreters(settings.interpreters)
         self._limits = limits
@@ -170,7 +166,7 @@ class ChildSpawner:
             # The settings win over names that the caller brings.
             known = {**request.interpreters, **self.interpreters}
             plan = spec.build(replace(request, ids=ours.ids, interpreters=known), chosen, self.probed)
-            started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr, ahead=self.ahead)
+            started = await child.spawn(plan, on_exit=on_exit, stdout=stdout, stderr=stderr)
             # Only once the whole tree is gone: until then its processes count for this uid (RLIMIT_NPROC).
             started.when_gone(ours.give_back)
             ours.keep()

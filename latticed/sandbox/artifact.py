@@ -101,7 +101,7 @@ def seal(directory: BundleDirectory, *, sha256: str) -> SealedCopy:
     Problem("digest_mismatch") when the bytes are others, BundleRefused when it cannot be read. Nothing stays open then.
     Blocks: call it in a thread.
     """
-    fd, executable = _memory()
+    fd, executable = executable_memory()
     try:
         size = _fill(fd, directory, sha256)
         mode, copied_from = os.fstat(fd).st_mode, directory.read_as
@@ -135,7 +135,7 @@ def program(copy: SealedCopy, interpreters: Mapping[str, str]) -> Artifact:
 
 def memory() -> int:
     """An empty memfd for data, to be sealed with `close_for_good`; the caller closes it."""
-    return _memory()[0]
+    return executable_memory()[0]
 
 
 def close_for_good(fd: int) -> None:
@@ -227,17 +227,17 @@ def _not_executable(found: str) -> Problem:
     )
 
 
-def _memory() -> tuple[int, bool]:
-    """A memfd that may be sealed, and whether it may be executed."""
+def executable_memory(name: str = "artifact") -> tuple[int, bool]:
+    """An empty memfd, to be sealed with `close_for_good`, and whether it may be executed; the caller closes it."""
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:
-        return os.memfd_create("artifact", flags | _MFD_EXEC), True
+        return os.memfd_create(name, flags | _MFD_EXEC), True
     except OSError as error:  # EACCES: vm.memfd_noexec is 2, which forbids executable ones
         if error.errno == errno.EINVAL:  # before 6.3 there was no such flag, and no such policy
-            return os.memfd_create("artifact", flags), True
+            return os.memfd_create(name, flags), True
         if error.errno != errno.EACCES:
             raise
-    return os.memfd_create("artifact", flags | _MFD_NOEXEC_SEAL), False
+    return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL), False
 
 
 def _digest(fd: int) -> str:
@@ -255,7 +255,7 @@ def of_bytes(data: bytes, *, interpreters: Mapping[str, str] | None = None) -> A
 
     `interpreters` as of `seal`, for scripts. Problem as `classify`.
     """
-    fd, executable = _memory()
+    fd, executable = executable_memory()
     try:
         with contextlib.closing(os.fdopen(os.dup(fd), "wb")) as out:  # closing flushes, and closes the duplicate
             out.write(data)

@@ -1,4 +1,5 @@
-"""Starting the stub, by posix_spawn or by the one that was started ahead: its descriptors, and parsing its report.
+"""Starting what carries a plan out: a program that makes its system calls, else the stub; its descriptors, and parsing
+its report.
 
 `processes.child` watches and ends what is started here; the probe blocks until it ends.
 """
@@ -17,24 +18,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.kit.value import Value
 from latticed.model.errors import Problem
-from latticed.sandbox import stub_calls
+from latticed.sandbox import artifact, call_program, launch_calls, stub_calls
 from latticed.sandbox.spec import SCRIPT_FD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from types import CodeType
 
+    from latticed.sandbox.call_program import CallProgram
     from latticed.sandbox.spec import ChildSpec
 
 # Code and plan arrive as one marshal stream: the child reads no file of latticed and compiles nothing.
-_LOADER: Final = f"import marshal\n*m, p = marshal.load(open({stub_calls.PLAN}, 'rb'))\nfor one in m: exec(one)\n"
+_LOADER: Final = (
+    f"import marshal\n*m, p = marshal.load(open({stub_calls.PLAN}, 'rb'))\nfor one in m: exec(one)\nmain(p)"
+)
 MODULES: Final = ("stub_calls", "stub_root", "stub_door", "stub")
 """The stub's code, in the order in which it is executed."""
-AHEAD: Final = "stub_ahead"
-"""What a stub that is started ahead executes besides."""
 # Read now, as files: all but stub_calls run in the child alone, so the daemon does not import them. When the first
 # child is started, perhaps days later, an upgrade may have replaced them: modules of two versions do not go together.
-_SOURCES: Final = {name: Path(__file__).with_name(f"{name}.py").read_bytes() for name in (*MODULES, AHEAD)}
+_SOURCES: Final = {name: Path(__file__).with_name(f"{name}.py").read_bytes() for name in MODULES}
 # Descriptors are moved above this before the low numbers are assigned, all of which are below 107 (`stub_calls`).
 _ABOVE: Final = 256
 # An ignored signal stays ignored across execve(2), so all are set back. The kernel refuses that for these two.
@@ -42,26 +44,34 @@ _SIGNALS: Final = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SI
 
 
 class Launched(Value, frozen=True, kw_only=True):
-    """A started stub: `pid` leads a session and a process group of its own; `status` is our end of the pipe of its
+    """A started launcher: `pid` leads a session and a process group of its own; `status` is our end of the pipe of its
     report, non-blocking. The caller reaps `pid` and closes `status`.
 
-    `pid` is 0 when the stub was started ahead: it makes the process, whose pid the report begins with; a report that
-    ends without it says that nothing was, or will be, executed.
+    `calls` is the program that was started, None for the stub.
     """
 
     pid: int
     status: int
+    calls: CallProgram | None = None
+
+    def report(self, received: bytes) -> LaunchReport:
+        """The report so far; `received` is everything that was read of `status`."""
+        if self.calls is None:
+            return read_report(received)
+        found: dict[str, Any] = {}
+        for kind, step, value in self.calls.report(received):
+            if kind == call_program.FAILED:
+                found |= {"stage": step, "errno": value}
+            else:
+                found["init" if kind == call_program.INIT else "pid"] = value
+        return LaunchReport(**found)
 
 
 class LaunchReport(Value, frozen=True, kw_only=True):
-    """The stub's report so far: the child's `pid` if that is another process than the stub, or the `stage` that failed
-    and its `errno` (0: none).
-
-    `init` is process 1 of the child's namespace, when that is not the child itself. `stub` is the process that a stub
-    started ahead made for the plan: a session and, at the latest when it reports anything else, a group of its own.
+    """A launcher's report so far: the child's `pid` if that is another process, or the `stage` that failed and its
+    `errno` (0: none). `init` is process 1 of the child's namespace, when that is not the child itself.
     """
 
-    stub: int | None = None
     pid: int | None = None
     init: int | None = None
     stage: str | None = None
@@ -73,22 +83,21 @@ def launch(
     descriptors: Mapping[int, int],
     *,
     cgroup: int | None = None,
-    send: Callable[[ChildSpec, Mapping[int, int]], None] | None = None,
 ) -> Launched:
-    """Start the stub for `spec` and return at once; the plan is carried out in the new process. `send` has a stub do it
-    that was started ahead, with the given descriptors at their numbers.
+    """Start a launcher for `spec` and return at once; the plan is carried out in the new process.
 
     `descriptors`: the child's number -> ours, for at least 0, 1 and 2; the child gets copies, ours stay open. `cgroup`:
     a descriptor of cgroup.procs of the child's group. OSError when no process can be started; no descriptor is left
     then. RuntimeError outside the main thread: a child is told to die when the thread that started it ends
     (PR_SET_PDEATHSIG in prctl(2)).
     """
-    in_main_thread()
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("children are started from the main thread: they end with the thread that started them")
     opened: list[int] = []
     try:
         status, status_out = os.pipe()
         opened.append(status_out)
-        pid = -1
+        pid, calls = -1, None
         try:
             by_number = {**spec.given, **descriptors, stub_calls.STATUS: status_out}
             if spec.artifact_fd is not None:
@@ -97,19 +106,15 @@ def launch(
                 by_number[stub_calls.CGROUP] = cgroup
             if spec.door_fd is not None:
                 by_number[stub_calls.DOOR] = spec.door_fd
-            if send is None:
-                pid = start(by_number, MODULES, "main", dict(spec.plan), opened)
-            else:
-                by_number[stub_calls.PLAN] = _memory(dict(spec.plan), opened)
-                send(spec, by_number)
-                pid = 0
+            calls = _start_calls(by_number, spec, opened)
+            pid = calls[0] if calls else _start_stub(by_number, spec, opened)
         finally:
             # The caller gets our end with `Launched`; without one nobody else would close it.
             if pid < 0:
                 os.close(status)
         # Only our end: `read_status` returns what is there instead of blocking the event loop.
         os.set_blocking(status, False)
-        return Launched(pid=pid, status=status)
+        return Launched(pid=pid, status=status, calls=calls[1] if calls else None)
     finally:
         for fd in opened:
             os.close(fd)
@@ -133,18 +138,16 @@ def read_report(lines: bytes) -> LaunchReport:
     """Parse the stub's report; `lines` is everything it wrote so far. What is not reported yet is None (`errno`: 0);
     unknown lines are ignored; ValueError when a number is malformed.
     """
-    stub, pid, init, stage, error = None, None, None, None, 0
+    pid, init, stage, error = None, None, None, 0
     for line in lines.decode(errors="replace").splitlines():
         match line.split(" ", 2):
-            case ["stub", number]:
-                stub = int(number)
             case ["pid", number]:
                 pid = int(number)
             case ["init", number]:
                 init = int(number)
             case ["failed", number, step]:
                 stage, error = step, int(number)
-    return LaunchReport(stub=stub, pid=pid, init=init, stage=stage, errno=error)
+    return LaunchReport(pid=pid, init=init, stage=stage, errno=error)
 
 
 def failed(report: LaunchReport) -> StageFailed:
@@ -166,30 +169,45 @@ class StageFailed(Problem):
         self.errno = error
 
 
-def in_main_thread() -> None:
-    """RuntimeError outside the main thread, see `launch`."""
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("children are started from the main thread: they end with the thread that started them")
-
-
-def start(by_number: Mapping[int, int], modules: tuple[str, ...], entry: str, plan: Any, opened: list[int]) -> int:
-    """Start a Python with copies of `by_number`'s descriptors at those numbers, which executes the stub's `modules` and
-    calls `entry(plan)`; its pid. Descriptors that were made for it are added to `opened`; OSError.
+def _start_stub(by_number: Mapping[int, int], spec: ChildSpec, opened: list[int]) -> int:
+    """Start a Python with copies of `by_number`'s descriptors at those numbers, which executes the stub's modules and
+    carries the plan out; its pid. Descriptors that were made for it are added to `opened`; OSError.
     """
-    # The stub polls DAEMON: the daemon may have died before PDEATHSIG was set, and that signal is not sent afterwards.
-    made = {
-        stub_calls.PLAN: _memory((*map(_compiled, modules), plan), opened),
-        stub_calls.DAEMON: _opened(os.pidfd_open(os.getpid()), opened),
-    }
+    made = {**by_number, stub_calls.PLAN: _memory((*map(_compiled, MODULES), dict(spec.plan)), opened)}
+    return _execute(sys.executable, [sys.executable, "-ISEB", "-c", _LOADER], made, opened)
+
+
+def _start_calls(by_number: Mapping[int, int], spec: ChildSpec, opened: list[int]) -> tuple[int, CallProgram] | None:
+    """As `_start_stub`, a program that makes the plan's system calls; None where only a stub can carry it out."""
+    if (found := launch_calls.executable(spec.plan)) is None:
+        return None
+    data, program = found
+    try:
+        memory, may_be_executed = artifact.executable_memory("launch")
+        high = fcntl.fcntl(_opened(memory, opened), fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+        os.write(_opened(high, opened), data)
+        if not may_be_executed:
+            return None
+        return _execute(f"/proc/self/fd/{high}", ["latticed-launch"], by_number, opened), program
+    except OSError:
+        return None  # this host executes nothing in memory; what else it may be, the stub finds out too
+
+
+def _execute(path: str, argv: list[str], by_number: Mapping[int, int], opened: list[int]) -> int:
+    """Execute `path` in a new process, with copies of these descriptors at their numbers and the daemon's pidfd at
+    DAEMON; its pid.
+    """
+    # DAEMON is polled: the daemon may have died before PDEATHSIG was set, and that signal is not sent afterwards.
+    made = {**by_number, stub_calls.DAEMON: _opened(os.pidfd_open(os.getpid()), opened)}
     # Every source is moved up first, so that no dup2 overwrites a descriptor that is still needed.
     high = {}
-    for number, fd in {**by_number, **made}.items():
+    for number, fd in made.items():
         high[number] = _opened(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE), opened)
     # posix_spawn(3): nothing of this Python runs in the new process, and no memory is copied. The environment is empty,
     # so no PYTHON* or LD_* variable reaches the stub.
     return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-ISEB", "-c", f"{_LOADER}{entry}(p)"],
+        path,
+        argv,
         {},
         file_actions=[(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in high.items()],
         # Session and group of its own: no terminal, and one id for all that the stub starts.

@@ -200,7 +200,7 @@ def _wait(started: launch.Launched, deadline: float) -> tuple[launch.LaunchRepor
             continue
         os.waitid(os.P_PID, ended.si_pid, os.WEXITED)
         answers[ended.si_pid] = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-    report = launch.read_report(received + (launch.read_status(started.status) or b""))
+    report = started.report(received + (launch.read_status(started.status) or b""))
     return report, answers.get(report.pid or started.pid, -signal.SIGKILL)
 
 

@@ -157,7 +157,6 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
         **_surroundings(request, probed, shape),
         **_walls(request, chosen, probed, shape),
         "init": namespaces.first(probed.machine) if shape.init else None,
-        "ahead": {"made": (), "oom_score_adj": None},  # what was done before the plan was read: `stub_ahead` says more
     }
     # What the daemon itself needs to start and watch the child is beside the plan, which only the stub reads.
     return ChildSpec(

@@ -1,7 +1,7 @@
 """The launch stub: applies a plan to itself, step by step, then executes the child's program.
 
 `launch` runs it, compiled, as `python -ISEB` after `stub_calls`, `stub_root` and `stub_door` in one namespace, then
-`main(plan)`; or `stub_ahead` does, in a process that it cloned.
+`main(plan)`. Where `launch_calls` can, the same steps are made without it: what is changed here is changed there.
 Messages go to STATUS, a line each: `pid N` when the child has its own pid namespace, `init N` when it is not process 1
 of it, `failed ERRNO STAGE` when a step failed (then nothing was executed). End of file without a failure: the child is
 running. Comments give the reasons for the order of the steps.
@@ -18,7 +18,6 @@ import struct
 
 TYPE_CHECKING = False  # the module typing is not imported, to save time at each spawn
 if TYPE_CHECKING:  # executed before this, in the same namespace
-    from collections.abc import Callable
     from typing import Any
 
     from latticed.sandbox.stub_calls import (  # noqa: TC004
@@ -65,17 +64,15 @@ def change_ids(ids: tuple[int, int]) -> None:
 
 def enter_namespaces(plan: Plan) -> None:
     """Unshare the plan's namespaces, each optional one if the host allows it, and bring up the loopback device."""
-    made = plan["ahead"]["made"]
     if plan["ids_first"]:  # root without CAP_SYS_ADMIN: an ordinary user may still unshare a user namespace
         change_ids(plan["ids"])
     # Before unsharing: without a map every id is the overflow id, 65534.
-    uid, gid = plan["ahead"]["ids"] if "user" in made else (os.getuid(), os.getgid())
+    uid, gid = os.getuid(), os.getgid()
     for token, flag in plan["unshare"]:
         begin(f"unshare({token})")
-        if token not in made:
-            check(libc.unshare(flag))
+        check(libc.unshare(flag))
         if token == "user":  # noqa: S105
-            # Else /proc/self/uid_map belongs to root: after a change of ids, and in a clone of the stub started ahead.
+            # Else /proc/self/uid_map belongs to root, after a change of ids.
             prctl(PR_SET_DUMPABLE, 1)
             # user_namespaces(7): without privileges gid_map can be written only after setgroups was set to "deny".
             for name, text in (("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1"), ("uid_map", f"{uid} {uid} 1")):
@@ -247,9 +244,8 @@ def carry_out(plan: Plan) -> None:
     if plan["cgroup"]:
         begin("cgroup")
         os.write(CGROUP, b"0")  # this process, before memory is charged to the daemon's group
-    if plan["oom_score_adj"] != plan["ahead"]["oom_score_adj"]:  # inherited from the stub started ahead
-        begin("oom_score_adj")  # while the host's /proc is still there
-        write_to("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
+    begin("oom_score_adj")  # while the host's /proc is still there
+    write_to("/proc/self/oom_score_adj", str(plan["oom_score_adj"]))
     if plan["tree"] and plan["tree"]["data"]:
         begin("data")
         os.chdir(plan["tree"]["data"])  # before another uid may no longer go there; unsharing mounts keeps it
@@ -260,9 +256,7 @@ def carry_out(plan: Plan) -> None:
         build_tree(plan["tree"])
     # After the root was built, once for both children. From here on process 1 follows a plan of its own.
     name = "pid"
-    if "pid" in plan["ahead"]["made"]:
-        tell(f"pid {plan['ahead']['pid']}")
-    elif plan["own_pids"]:
+    if plan["own_pids"]:
         name = enter_pid_namespace(plan["own_pids"])
     if name == "init":
         plan = {**plan, **plan["init"]}
@@ -282,13 +276,8 @@ def carry_out(plan: Plan) -> None:
 
 def main(plan: Plan) -> None:
     """Carry out the plan and execute the program, or report the failure and exit; never returns."""
-    attempt(carry_out, plan)
-
-
-def attempt(steps: Callable[..., None], *arguments: Any) -> None:
-    """Call `steps`, which execute the program, or report the failure and exit; never returns."""
     try:
-        steps(*arguments)
+        carry_out(plan)
     except StageError as failed:
         tell(f"failed {failed.args[1]} {failed.args[0]}")
     except OSError as error:

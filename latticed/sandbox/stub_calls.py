@@ -1,6 +1,6 @@
 """The launch stub's system calls, its messages to the daemon, and the descriptors that it finds open.
 
-The stub is `stub_calls`, `stub_root`, `stub_door` and `stub`, and `stub_ahead` where it is started ahead. It imports
+The stub is `stub_calls`, `stub_root`, `stub_door` and `stub`. It imports
 nothing of latticed, and little of the standard library, since a spawn pays for each import (no json, no signal, no re).
 """
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # Above what a child may be given (3 to 9, and 10 for a script), below the number that the program is executed from (128
 # or more, see `spec`).
-PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT, DOOR, SOCKET = range(100, 108)
-AT_EMPTY_PATH = 0x1000
+PLAN, STATUS, DAEMON, ARTIFACT, CGROUP, INIT, DOOR = range(100, 107)
+AT_EMPTY_PATH, AT_FDCWD = 0x1000, -100
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long  # not int, the default of ctypes

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from latticed.sandbox.stub_calls import (  # noqa: TC004 - executed before this, in the same names
         ARTIFACT,
         AT_EMPTY_PATH,
+        AT_FDCWD,
         INIT,
         Plan,
         begin,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # From linux/mount.h, linux/fcntl.h and sys/mount.h.
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE, MNT_DETACH = 1, 2, 4, 8, 0x4000, 0x40000, 2
-OPEN_TREE_CLONE, AT_RECURSIVE, MOVE_MOUNT_F_EMPTY_PATH, AT_FDCWD = 1, 0x8000, 4, -100
+OPEN_TREE_CLONE, AT_RECURSIVE, MOVE_MOUNT_F_EMPTY_PATH = 1, 0x8000, 4
 
 
 def mount(source: bytes | None, target: str, kind: bytes | None, flags: int, data: str) -> None:

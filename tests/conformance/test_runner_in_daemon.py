@@ -56,11 +56,9 @@ def states(home, after, plugin_id):
 
 
 def left(home, before):
-    """What an instance left over: children, and descriptors opened for it; not the stub that makes all children."""
-    stub = home.app.api.spawner.ahead.stub
-    its = () if stub is None else (f"child process {stub.pid} ", *(f"descriptor {fd} " for fd in stub.fds))
+    """What an instance left over: children, and descriptors opened for it."""
     found = leftovers.survey().new_since(before)
-    return [line for line in found if not line.startswith(("thread 'asyncio_", *its))]
+    return [line for line in found if not line.startswith("thread 'asyncio_")]
 
 
 def test_unsupported_behaviour_of_a_runner_has_a_reason():

@@ -56,10 +56,9 @@ def test_kill_9_of_the_daemon_ends_all_children(place, acme):
         daemon.until(lambda: kept(daemon) == [len(large)], "its artifact to be kept")
         host.result("acme.demo", "fork")
         daemon.until(lambda: len(host.processes()) == 8, "its processes, and process 1 of their namespace")
-        tree, stubs = host.processes(), children.stubs(daemon.process.pid)
-        assert len(stubs) == 1
+        tree = host.processes()
         daemon.kill()
-        hosting.until_gone(tree | stubs)
+        hosting.until_gone(tree)
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         pid = daemon.until_state("armed")["runtime"]["pid"]
@@ -101,7 +100,7 @@ def test_kill_9_during_starts_and_stops_of_plugins_leaves_no_process(place, acme
             lambda: len(daemon.events(action="plugin.runtime")) > 6 or any(one.poll() is not None for one in asking),
             "the first restart",
         )
-        tree = host.processes() | children.stubs(daemon.process.pid)
+        tree = host.processes()
         daemon.kill()
         for one in asking:
             one.wait(timeout=processes.PATIENCE_S)
@@ -113,31 +112,11 @@ def test_sigterm_shuts_plugins_down_cleanly(place, acme):
     with place.running() as daemon:
         host = hosting.Host(daemon=daemon, author=acme)
         host.up("acme.demo", peers.POLITE)
-        (pid,), (stub,) = host.processes(), children.stubs(daemon.process.pid)
+        (pid,) = host.processes()
         assert daemon.stop() == 0
         assert not children.alive(pid)
-        assert not children.alive(stub)
         assert "asked by a message" in [entry.get("line") for entry in daemon.log()]
         assert len(daemon.log("plugin_stopped")) == 1
-
-
-def test_plugin_starts_although_the_stub_that_makes_children_is_killed(place, acme):
-    """It is killed in the middle of a start: that start is made without it, and the next one by another stub."""
-    with place.running() as daemon:
-        host = hosting.Host(daemon=daemon, author=acme)
-        host.up("acme.demo", peers.POLITE)
-        for _ in range(2):
-            (stub,) = children.stubs(daemon.process.pid)
-            before = host.runtime("acme.demo")["pid"]
-            os.kill(stub, signal.SIGSTOP)
-            with subprocess.Popen(daemon.ctl_command("restart", "acme.demo"), env=place.environment()) as asking:
-                daemon.until(lambda before=before: not children.alive(before), "the plugin to be stopped")
-                os.kill(stub, signal.SIGKILL)
-                assert asking.wait(timeout=processes.PATIENCE_S) == 0
-            daemon.until(lambda: host.runtime("acme.demo")["state"] == "armed", "the plugin to be started")
-            assert host.runtime("acme.demo")["pid"] != before
-            assert daemon.ctl("restart", "acme.demo").returncode == 0
-            assert children.stubs(daemon.process.pid) - {stub}
 
 
 @pytest.mark.root

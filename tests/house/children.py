@@ -71,27 +71,12 @@ class Heard(asyncio.Protocol):
 
 
 def descendants(pid: int) -> set[int]:
-    """All descendants of `pid`, as the kernel lists them, without the stub started ahead, which is no plugin's."""
-    return _descendants(pid) - stubs(pid)
-
-
-def stubs(pid: int) -> set[int]:
-    """The stub started ahead of `pid`; and of its children those that are its clones still."""
-    return {child for child in _descendants(pid) if _name(child) == b"latticed-stub"}
-
-
-def _name(pid: int) -> bytes:  # a process may call itself anything
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_bytes().strip()
-    return b""
-
-
-def _descendants(pid: int) -> set[int]:
+    """All descendants of `pid`, as the kernel lists them."""
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with contextlib.suppress(OSError):
             for child in map(int, (task / "children").read_text().split()):
-                found |= {child} | _descendants(child)
+                found |= {child} | descendants(child)
     return found
 
 

@@ -51,15 +51,14 @@ def run(
     together: bool = False,
     memfd_noexec: int | None = None,
     without: str | None = None,
-    ahead: bool = True,
-    of_stub: bool = False,
+    stub: bool = False,
 ) -> dict[str, Any]:
     """What the driver reports of `program`, run as each of `runs` says, in a process of `user` (None: our own).
 
     `refuse`: user namespaces are refused to it, by "seccomp" or "sysctl". `cgroup`: a group that it moves into first.
     `together`: all at once. `memfd_noexec`: the sysctl of that name, in a pid namespace of their own (needs uid 0).
-    `without`: a capability that root does not have, such as sys_admin. `ahead`: by a stub started ahead, as the daemon
-    does. `of_stub`: the process that is named to the program as its parent is that stub, not the driver.
+    `without`: a capability that root does not have, such as sys_admin. `stub`: started by the stub, as where
+    nothing in memory may be executed.
     """
     before: list[str] = []
     if memfd_noexec is not None:
@@ -70,7 +69,7 @@ def run(
     if without is not None:
         before = ["setpriv", f"--bounding-set=-{without}", f"--inh-caps=-{without}"]
     orders = {"runs": list(runs), "refuse": refuse, "cgroup": str(cgroup) if cgroup else None, "together": together}
-    orders |= {"ahead": ahead, "of_stub": of_stub}
+    orders |= {"stub": stub}
     source = (HERE / "confined_driver.py").read_text()
     ids = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
     found = subprocess.run(

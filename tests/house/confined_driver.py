@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from latticed.processes import child
-from latticed.processes.ahead import Ahead
 from latticed.processes.exits import Exit
-from latticed.sandbox import artifact, host_facts, levels, probe, rlimits, spec
+from latticed.sandbox import artifact, host_facts, launch_calls, levels, probe, rlimits, spec
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh", "node": "/usr/bin/node"}
 KEPT_BYTES = 1 << 20
@@ -107,9 +106,7 @@ def refuse(namespace: int) -> None:
     assert libc.prctl(22, 2, struct.pack("HxxxxxxP", len(code), ctypes.addressof(held)), 0, 0) == 0
 
 
-async def run(
-    order: dict[str, Any], program: bytes, probed: probe.Probed, words: dict[str, str], ahead: Ahead | None
-) -> dict[str, Any]:
+async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words: dict[str, str]) -> dict[str, Any]:
     level = levels.Level.of(order["level"])
     own = probed.standing.uid == 0
     uid = order.get("uid", 65502)
@@ -126,7 +123,7 @@ async def run(
         chosen = levels.Chosen(level=level, features=frozenset(order.get("features", ())))
         made = spec.build(request, chosen, probed)
         out, err, ended = Collected(), Collected(), asyncio.get_running_loop().create_future()
-        started = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err, ahead=ahead)
+        started = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err)
     started.stdin.close()
     full = asyncio.ensure_future(out.full.wait())
     await asyncio.wait({ended, full}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
@@ -141,13 +138,6 @@ async def run(
     }
 
 
-async def stub_of(ahead: Ahead, probed: probe.Probed) -> int:
-    """The pid of the stub, which is started with a first child."""
-    await run({"level": "open"}, b"#!/bin/sh\n", probed, {}, ahead)
-    assert ahead.stub is not None
-    return ahead.stub.pid
-
-
 async def main(orders: dict[str, Any], program: bytes) -> dict[str, Any]:
     if orders.get("cgroup"):
         with open(f"{orders['cgroup']}/cgroup.procs", "w") as file:
@@ -159,13 +149,10 @@ async def main(orders: dict[str, Any], program: bytes) -> dict[str, Any]:
     provided = probed.provided
     async with contextlib.AsyncExitStack() as stack:
         words = stack.enter_context(victim())
-        ahead = await stack.enter_async_context(Ahead()) if orders["ahead"] else None
-        if orders["of_stub"]:
-            words["parent"] = str(await stub_of(ahead, probed))
-        runs = [run(order, program, probed, words, ahead) for order in orders["runs"]]
+        if orders["stub"]:
+            launch_calls.possible = lambda _: False
+        runs = [run(order, program, probed, words) for order in orders["runs"]]
         results = await asyncio.gather(*runs) if orders.get("together") else [await one for one in runs]
-        if ahead is not None and orders["runs"] and not orders["of_stub"]:
-            assert ahead.stub is not None, "the children were not started by the stub"
     return {
         "level": provided.level.token,
         "features": sorted(provided.features),

@@ -1,18 +1,15 @@
-"""Children of these tests are started by a stub started ahead, as the daemon's are."""
+"""Children of these tests are started in both ways: by a program of system calls, and by the stub."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from latticed.processes import child
-from latticed.processes.ahead import Ahead
+from latticed.sandbox import launch_calls
 
 
-@pytest.fixture
-async def ahead(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ahead]:
-    async with Ahead() as ahead:
-        defaults = {**child.spawn.__kwdefaults__, "ahead": ahead}
-        monkeypatch.setattr(child.spawn, "__kwdefaults__", defaults)
-        yield ahead
+@pytest.fixture(params=["calls", "stub"])
+def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    way: str = request.param
+    if way == "stub":
+        monkeypatch.setattr(launch_calls, "possible", lambda _: False)
+    return way

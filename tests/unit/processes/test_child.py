@@ -16,7 +16,7 @@ from latticed.sandbox import launch, levels, rlimits
 from tests.house import children, processes
 
 LEVELS = pytest.mark.parametrize("level", ["open", "filtered", "isolated"])
-pytestmark = pytest.mark.usefixtures("ahead")
+pytestmark = pytest.mark.usefixtures("launcher")
 DEADLINE_S = processes.PATIENCE_S
 
 

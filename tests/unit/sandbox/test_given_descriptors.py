@@ -8,7 +8,6 @@ import os
 import pytest
 
 from latticed.processes import child
-from latticed.processes.ahead import Ahead
 from latticed.sandbox import artifact
 from tests.house import children, processes
 
@@ -37,11 +36,9 @@ async def test_child_has_only_the_given_descriptors_open(given, level):
     said = children.Heard()
     features = ("threads",) if level == "filtered" else ("threads", "processes", "workdir")
     over = asyncio.Event()
-    async with Ahead() as ahead, asyncio.timeout(processes.PATIENCE_S):
+    async with asyncio.timeout(processes.PATIENCE_S):
         with children.spec_of(script, level=level, features=features, given=numbers) as spec:
-            started = await child.spawn(
-                spec, on_exit=lambda _: over.set(), stdout=said, stderr=children.Heard(), ahead=ahead
-            )
+            started = await child.spawn(spec, on_exit=lambda _: over.set(), stdout=said, stderr=children.Heard())
         await over.wait()
     assert started.exit is not None
     assert started.exit.status == 0
