@@ -26,6 +26,8 @@ EXAMPLES: Final = examples(
     "latticectl fleet check --fleet home --controller-credentials c1.creds --system-credentials sys.creds \\",
     "    --node web-1 --node-credentials web-1.creds    # your own, with users of your own",
 )
+_LIFE_S: Final = 600
+"""Of credentials that are made for a check."""
 _COLUMNS: Final = (Column("EXPECTED"), Column("FOUND"))
 
 
@@ -57,7 +59,7 @@ def run(session: CtlSession) -> int:
     from latticed.fleet import deployment
 
     with _credentials(session, fleet) as (node, paths):
-        names = {"controller": "check", "system": "check", "node": node}
+        names = {"controller": "check", "system": "check", "node": node, "invited": node}
         ends = {who: _endpoint(fleet, names.get(who) or _name(path), path) for who, path in paths.items()}
         try:
             found = asyncio.run(
@@ -66,6 +68,7 @@ def run(session: CtlSession) -> int:
                     ends["node"],
                     ends.get("system"),
                     revoking=ends.get("revoking"),
+                    invited=ends["invited"],
                     sizes=deployment.Sizes(nodes=fleet.facts.nodes),
                     replicas=1,
                 )
@@ -90,15 +93,26 @@ def run(session: CtlSession) -> int:
 @contextlib.contextmanager
 def _credentials(session: CtlSession, fleet: FleetDirectory) -> Iterator[tuple[str, dict[str, Path]]]:
     """The node's name, and the credentials file of each; Problem usage, not_found."""
+    from latticed.fleet import deployment, nkeys
+
     args = session.args
     if bool(args.node) != bool(args.node_credentials):
         raise Problem("usage", "expected --node NODE and --node-credentials FILE together, found one of them")
     with tempfile.TemporaryDirectory(prefix="latticectl-") as place:  # mode 0700
         node, of_node = args.node, Path(args.node_credentials)
+        now_s = int(time.time())
+        signers = fleet.signers()
         if not node:
-            node, of_node = f"check-{secrets.token_hex(8)}", Path(place) / "node.creds"
-            of_node.touch(mode=0o600)
-            of_node.write_bytes(_made(fleet, node))
+            node = f"check-{secrets.token_hex(8)}"
+            key = nkeys.Key.generate(nkeys.KeyKind.USER)
+            token = deployment.node_token(
+                signers.node_signer, signers.nodes, key.public, node, now_s=now_s, expires_s=now_s + _LIFE_S
+            )
+            made = nkeys.UserCredentials(token=token, key=key, name=node, expires_s=now_s + _LIFE_S)
+            of_node = _file(Path(place) / "node.creds", made.text())
+        invited = deployment.invitation_credentials(
+            signers.enrol_signer, signers.nodes, node, now_s=now_s, expires_s=now_s + _LIFE_S
+        )
         first = next(
             iter(sorted(fleet.path.glob("controllers/*/nats.creds"))), fleet.path / "controllers/c1/nats.creds"
         )
@@ -106,6 +120,7 @@ def _credentials(session: CtlSession, fleet: FleetDirectory) -> Iterator[tuple[s
             "controller": Path(args.controller_credentials or first),
             "system": Path(args.system_credentials or fleet.path / "secret/system.creds"),
             "node": of_node,
+            "invited": _file(Path(place) / "invited.creds", invited.text()),
             "revoking": Path(args.revoking_credentials or first.with_name("revoking.creds")),
         }
         for who, path in given.items():
@@ -127,16 +142,11 @@ def _name(path: Path) -> str:
         raise Problem("usage", f"expected a credentials file at {path}, found: {str(error)[:200]}") from error
 
 
-def _made(fleet: FleetDirectory, node: str) -> bytes:
-    """Credentials for a node that there is not, for some minutes."""
-    from latticed.fleet import deployment, nkeys
-
-    signers, key = fleet.signers(), nkeys.Key.generate(nkeys.KeyKind.USER)
-    now_s = int(time.time())
-    token = deployment.node_token(
-        signers.node_signer, signers.nodes, key.public, node, now_s=now_s, expires_s=now_s + 600
-    )
-    return nkeys.UserCredentials(token=token, key=key, name=node, expires_s=now_s + 600).text()
+def _file(path: Path, data: bytes) -> Path:
+    """A file for one's own eyes."""
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+    return path
 
 
 def _endpoint(fleet: FleetDirectory, name: str, path: Path) -> Any:

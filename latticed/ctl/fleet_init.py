@@ -13,14 +13,17 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
-    from latticed.fleet.new_fleet import NewFile, NewFleet
+    from latticed.fleet.new_fleet import NewFile, NewFleet, OwnServers
 
 EXAMPLES: Final = examples(
     'latticectl fleet init home --operator "$(latticectl fleet key operator.key --show)" --server fleet.example.org',
     "latticectl fleet init home --operator KEY --server n1.example.org --server n2.example.org \\",
     "    --server n3.example.org --controller c1 --controller c2     # three servers, two controllers",
+    "latticectl fleet init home --operator KEY --server nats.example.org --ca ca.pem \\",
+    "    --control-account AC… --nodes-account AN…                    # over a NATS that you run already",
 )
 _GIB: Final = 1 << 30
+_CA_BYTES: Final = 32 << 10
 
 
 def arguments(parser: Parser) -> None:
@@ -34,7 +37,7 @@ def arguments(parser: Parser) -> None:
         metavar="HOST[:PORT]",
         action="append",
         required=True,
-        help="where a server of the message system will be reached: one, or three",
+        help="where a server of the message system will be reached: one, or three (of your own NATS, up to eight)",
     )
     parser.add_argument(
         "--controller", metavar="NAME", action="append", default=[], help="a controller (repeatable; default c1)"
@@ -43,6 +46,14 @@ def arguments(parser: Parser) -> None:
     parser.add_argument(
         "--bundles-gib", metavar="N", type=count, default=4, help="room for bundles in the servers (default 4)"
     )
+    parser.add_argument("--ca", metavar="FILE", default="", help="of your own NATS: its certificates' authority, PEM")
+    for account, whose in (("control", "controllers"), ("nodes", "nodes")):
+        parser.add_argument(
+            f"--{account}-account",
+            metavar="KEY",
+            default="",
+            help=f"of your own NATS: the public key (A…) of the account that {whose} are in",
+        )
     parser.add_argument(
         "--server-files",
         metavar="DIR",
@@ -68,14 +79,17 @@ def run(session: CtlSession) -> int:
     wanted = _wanted(session, place)
     made = new_fleet.files(wanted, now_s=int(time.time()))
     _write(place, made)
-    servers = [f"servers/{new_fleet.server_name(number)}" for number in range(len(wanted.servers))]
+    own = wanted.own is not None
+    servers = [] if own else [f"servers/{new_fleet.server_name(number)}" for number in range(len(wanted.servers))]
     controllers = [f"controllers/{one}" for one in wanted.controllers]
     if screen.json_wanted:
         told = {"path": str(place), "fleet": wanted.fleet, "servers": servers, "controllers": controllers}
         screen.json({**told, "files": [one.path for one in made]})
         return ExitCode.OK
     screen.line(f"{place}: made the fleet {wanted.fleet}")
-    for address, below in zip(wanted.servers, servers, strict=True):
+    if own:
+        screen.line("  accounts             to who runs your NATS: what the accounts CTRL and NODES there have to have")
+    for address, below in zip(wanted.servers, servers, strict=False):
         screen.line(f"  {below:<20} to {address.host}:{args.server_files}/, for nats-server -c nats-server.conf")
     for below in controllers:
         screen.line(f"  {below:<20} to its host: {new_fleet.CONTROLLER_FILES}/, root's alone (mode 0700)")
@@ -106,7 +120,30 @@ def _wanted(session: CtlSession, place: Path) -> NewFleet:
         sizes=deployment.Sizes(nodes=args.nodes, bundles_bytes=args.bundles_gib * _GIB),
         files_at=args.server_files.rstrip("/"),
         data_at=args.server_data.rstrip("/"),
+        own=_own(session),
     )
+
+
+def _own(session: CtlSession) -> OwnServers | None:
+    """The servers that are there already; None for new ones. Problem usage, not_found, io_error."""
+    from latticed.fleet import new_fleet
+    from latticed.kit import files
+
+    args = session.args
+    given = (args.ca, args.control_account, args.nodes_account)
+    if not any(given):
+        return None
+    if not all(given):
+        raise Problem("usage", "expected --ca, --control-account and --nodes-account together, found some of them")
+    try:
+        authority = files.read_at_most(Path(args.ca), _CA_BYTES)
+    except FileNotFoundError as error:
+        raise Problem("not_found", f"expected certificates at {args.ca}, found no file", "--ca FILE") from error
+    except (OSError, ValueError) as error:
+        raise Problem("io_error", f"cannot read {args.ca}: {str(error)[:200]}") from error
+    if not authority.lstrip().startswith(b"-----BEGIN CERTIFICATE"):
+        raise Problem("usage", f"--ca: expected certificates in PEM in {args.ca}, found something else")
+    return new_fleet.OwnServers(authority=authority, control=args.control_account, nodes=args.nodes_account)
 
 
 def _write(place: Path, made: tuple[NewFile, ...]) -> None:

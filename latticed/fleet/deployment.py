@@ -246,13 +246,19 @@ def account_tokens(
     A server that finds two of one account at a start, or with another server, takes the one of the later `now_s`; one
     that is pushed counts in any case.
     """
+    claims = account_claims(identities.signers, sizes=sizes)
+    if revoked:
+        claims["NODES"]["revocations"] = dict(revoked)
     return {
-        identities.control.public: _account(identities, identities.control, "CTRL", _control(identities), now_s=now_s),
-        identities.nodes.public: _account(
-            identities, identities.nodes, "NODES", _nodes(identities, revoked or {}, sizes), now_s=now_s
-        ),
+        identities.control.public: _account(identities, identities.control, "CTRL", claims["CTRL"], now_s=now_s),
+        identities.nodes.public: _account(identities, identities.nodes, "NODES", claims["NODES"], now_s=now_s),
         identities.system.public: _account(identities, identities.system, "SYS", {"limits": _limits()}, now_s=now_s),
     }
+
+
+def account_claims(signers: Signers, *, sizes: Sizes = SIZES) -> dict[str, dict[str, Any]]:
+    """What the accounts CTRL and NODES have to have: limits, signing keys, exports, imports; as in `nats` of a JWT."""
+    return {"CTRL": _control(signers), "NODES": _nodes(signers, sizes)}
 
 
 def node_token(
@@ -459,36 +465,33 @@ def _account(identities: Identities, account: nkeys.Key, name: str, claims: dict
     )
 
 
-def _control(identities: Identities) -> dict[str, Any]:
+def _control(signers: Signers) -> dict[str, Any]:
     return {
         "limits": _limits(with_streams=True),
-        "signing_keys": [identities.control_signer.public],
+        "signing_keys": [signers.control_signer.public],
         "exports": [{"name": name, "subject": subject, "type": kind} for name, subject, kind, _ in _EXPORTS],
-        "imports": [_import("invoke", "rpc.*.invoke", "service", identities.nodes)],
+        "imports": [_import("invoke", "rpc.*.invoke", "service", signers.nodes)],
     }
 
 
-def _nodes(identities: Identities, revoked: Mapping[str, int], sizes: Sizes) -> dict[str, Any]:
+def _nodes(signers: Signers, sizes: Sizes) -> dict[str, Any]:
     node = {
         **_template(NODE_MAY_PUBLISH, NODE_MAY_SUBSCRIBE, subscriptions=_MOST_SUBSCRIPTIONS),
         "resp": {"max": 1, "ttl": _ANSWER_S * _NS},
     }
     invited = _template(INVITED_MAY_PUBLISH, INVITED_MAY_SUBSCRIBE, subscriptions=2)
-    claims: dict[str, Any] = {
+    return {
         # A server has no limit of connections for a user (nats-server's issue 1552): these are all nodes' together.
         "limits": {**_limits(connections=sizes.connections), "disallow_bearer": True},
         "signing_keys": [
-            {"kind": "user_scope", "key": identities.node_signer.public, "role": "node", "template": node},
-            {"kind": "user_scope", "key": identities.enrol_signer.public, "role": "invited", "template": invited},
+            {"kind": "user_scope", "key": signers.node_signer.public, "role": "node", "template": node},
+            {"kind": "user_scope", "key": signers.enrol_signer.public, "role": "invited", "template": invited},
         ],
         "imports": [
-            _import(name, subject, kind, identities.control, local=local) for name, subject, kind, local in _EXPORTS
+            _import(name, subject, kind, signers.control, local=local) for name, subject, kind, local in _EXPORTS
         ],
         "exports": [{"name": "invoke", "subject": "rpc.*.invoke", "type": "service"}],
     }
-    if revoked:
-        claims["revocations"] = dict(revoked)
-    return claims
 
 
 def _template(publish: Sequence[str], subscribe: Sequence[str], *, subscriptions: int) -> dict[str, Any]:
@@ -503,10 +506,10 @@ def _template(publish: Sequence[str], subscribe: Sequence[str], *, subscriptions
     }
 
 
-def _import(name: str, subject: str, kind: str, account: nkeys.Key, *, local: str = "") -> dict[str, Any]:
+def _import(name: str, subject: str, kind: str, account: str, *, local: str = "") -> dict[str, Any]:
     """`local`: what it is in the account that imports it; the same without."""
     renamed = {"local_subject": local} if local else {}
-    return {"name": name, "subject": subject, "account": account.public, "type": kind, **renamed}
+    return {"name": name, "subject": subject, "account": account, "type": kind, **renamed}
 
 
 def _user(

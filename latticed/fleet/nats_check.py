@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import deployment, nats_connection, nkeys, subjects
-from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EngineUnavailable
+from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, EngineUnavailable, QuotaExceeded
 from latticed.fleet.nats_connection import NatsConnection
 from latticed.fleet.nats_engine import NatsControllerEngine, NatsEngine
 from latticed.kit import files, text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from latticed.fleet.nats_connection import NatsEndpoint
 
@@ -99,11 +99,13 @@ async def check(
     sizes: deployment.Sizes,
     replicas: int,
     revoking: NatsEndpoint | None = None,
+    invited: NatsEndpoint | None = None,
 ) -> tuple[Shortcoming, ...]:
     """What is not as it must be. EngineUnavailable when one of them cannot connect within some time.
 
-    `node.name` is the node whose credentials these are. Without `system` nobody can see whether servers sync what they
-    acknowledge, and without `revoking` nobody cuts off a node that is revoked; both are said.
+    `node.name` is the node whose credentials these are, `invited.name` the nonce of an invitation. Without `system`
+    nobody can see whether servers sync what they acknowledge, and without `revoking` nobody cuts off a node that is
+    revoked; both are said.
     """
     other = f"check-{secrets.token_hex(8)}"
     found: list[Shortcoming] = []
@@ -115,12 +117,17 @@ async def check(
         if payload_bytes < (least := max(CHUNK_BYTES, DESIRED_BYTES) + deployment.HEADER_BYTES):
             expected = f"messages of {least} bytes at least (max_payload)"
             found.append(Shortcoming(expected=expected, found=str(payload_bytes)))
-        found += await _streams(engine, deployment.streams(sizes, replicas=replicas))
+        lacking = await _streams(engine, deployment.streams(sizes, replicas=replicas))
+        found += lacking
+        if any(one.found.startswith("none") for one in lacking):
+            return tuple(found)  # of nodes nothing can be said yet
         async with _connected(node) as of_node:
             found += await _own(NatsEngine(of_node, node.name))
+            found += await _between(engine, connection, NatsEngine(of_node, node.name), of_node, node.name)
         found += await _node(engine, node, other)
     found += await _anonymous(controller)
     found += await _synced(system)
+    found += await _invited(invited, other)
     found += await _revoking(revoking, node)
     return tuple(found)
 
@@ -131,7 +138,9 @@ async def _streams(engine: NatsControllerEngine, wanted: tuple[dict[str, Any], .
     for one in wanted:
         configured = have[one["name"]]
         if configured is None:
-            found.append(Shortcoming(expected=f"the stream {one['name']}", found="none: provide it first"))
+            found.append(
+                Shortcoming(expected=f"the stream {one['name']}", found="none: a controller makes it at its start")
+            )
             continue
         for name, value in one.items():
             if name not in _AS_THEY_LIKE and configured.get(name) != value:
@@ -152,6 +161,109 @@ async def _own(engine: NatsEngine) -> list[Shortcoming]:
     except EngineUnavailable as error:
         found.append(Shortcoming(expected="a node that can read its document and bundles", found=str(error)))
     return found
+
+
+async def _between(
+    engine: NatsControllerEngine, connection: NatsConnection, of_node: NatsEngine, its: NatsConnection, node: str
+) -> list[Shortcoming]:
+    """What has to reach the controller from a node, and the other way: each way is tried once, by what nobody keeps."""
+    ways: dict[str, Callable[[], Awaitable[object]]] = {
+        "whose statuses are kept": lambda: of_node.publish_status(b"{}"),
+        "whose events are kept": lambda: of_node.publish_event(b"{}", secrets.token_hex(16)),
+        "that controllers see as present": lambda: _seen(engine, of_node, node),
+        "whose requests for credentials reach controllers": lambda: _heard(
+            connection, subjects.renewal(node), lambda: of_node.renew(b"{}")
+        ),
+        "that hears of a new document at once": lambda: _heard(
+            its, subjects.desired_pushed(node), lambda: connection.publish(subjects.desired_pushed(node), b"{}")
+        ),
+        "that answers what operators ask": lambda: _answered(engine, of_node, node),
+    }
+    found = []
+    for what, way in ways.items():
+        try:
+            async with asyncio.timeout(_WAIT_S / 3):
+                await way()
+        except QuotaExceeded:
+            pass  # it was tried just before: that is kept
+        except (EngineUnavailable, TimeoutError) as error:
+            found.append(
+                Shortcoming(expected=f"a node {what}", found=f"that it is not: {str(error) or 'nothing came'}")
+            )
+    with contextlib.suppress(EngineUnavailable):
+        await engine.thin_events(node, 0)
+    return found
+
+
+async def _seen(engine: NatsControllerEngine, of_node: NatsEngine, node: str) -> None:
+    while True:
+        await of_node.beat(b"{}")
+        if any(one.subject == subjects.presence(node) for one in await engine.present()):
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _heard(connection: NatsConnection, subject: str, say: Callable[[], Awaitable[object]]) -> None:
+    """Return once `connection` has heard something at `subject`; it is said again until then."""
+
+    async def saying() -> None:
+        while True:
+            with contextlib.suppress(EngineUnavailable):
+                await say()
+            await asyncio.sleep(_LOOK_S)
+
+    async with contextlib.aclosing(connection.messages(subject)) as messages:
+        said = asyncio.ensure_future(saying())
+        try:
+            await anext(messages)
+        finally:
+            said.cancel()
+            await asyncio.wait({said})
+
+
+async def _answered(engine: NatsControllerEngine, of_node: NatsEngine, node: str) -> None:
+    async def answering() -> None:
+        async for question in of_node.invocations():
+            await question.answer(b"{}")
+
+    answers = asyncio.ensure_future(answering())
+    try:
+        while True:
+            with contextlib.suppress(EngineUnavailable):  # nobody listens yet
+                await engine.invoke(node, b"{}", _WAIT_S / 5)
+                return
+            await asyncio.sleep(_LOOK_S)
+    finally:
+        answers.cancel()
+        await asyncio.wait({answers})
+
+
+async def _invited(invited: NatsEndpoint | None, other: str) -> list[Shortcoming]:
+    """What somebody with an invitation can do, and must not; nothing is said where there is none."""
+    if invited is None:
+        return []
+    _, listen = forbidden(other, other)
+    publish = (subjects.enrolment(_NONE[:32]), subjects.renewal(other), subjects.status(other), subjects.desired(other))
+    try:
+        async with nats_connection.probing(invited) as (client, refused):
+            for subject in (subjects.enrolment(invited.name), *publish):
+                await client.publish(subject, b"")
+            for subject in (f"{invited.inbox}.x", *listen):
+                await client.subscribe(subject)
+            for _ in range(2):
+                await client.flush(_WAIT_S)
+    except EngineUnavailable as error:
+        return [Shortcoming(expected="an invited host that can connect, and do next to nothing", found=str(error))]
+    found = [
+        Shortcoming(expected=f"an invited host that may ask at {one}", found="that it may not")
+        for one in (subjects.enrolment(invited.name), f"{invited.inbox}.x")
+        if any(f'"{one.lower()}"' in words for words in refused)
+    ]
+    return found + [
+        Shortcoming(expected=f"an invited host that does not reach {one}", found="that it does")
+        for one in (*publish, *listen)
+        if not any(f'"{one.lower()}"' in words for words in refused)
+    ]
 
 
 async def _node(engine: NatsControllerEngine, node: NatsEndpoint, other: str) -> list[Shortcoming]:
@@ -219,7 +331,7 @@ async def _synced(system: NatsEndpoint | None) -> list[Shortcoming]:
 async def _revoking(revoking: NatsEndpoint | None, node: NatsEndpoint) -> list[Shortcoming]:
     """Whether a controller can have a node cut off, and nothing else by those credentials."""
     if revoking is None:
-        words = "none: a node that is revoked stays connected until its credentials end"
+        words = "none: a node that is revoked stays connected until its user is revoked there, or its credentials end"
         return [Shortcoming(expected=_CUTS_OFF, found=words, serious=False)]
     account = await asyncio.to_thread(_account_of, node)
     found = []

@@ -3,6 +3,7 @@
     fleet.json, ca.pem     public; with `secret` all that invitations need
     secret/                stays with the operator: identities of the message system, the key of the TLS authority
     servers/NAME/          to the host of that server
+    accounts/              in their place where servers are somebody else's: what their accounts have to have
     controllers/NAME/      to the host of that controller
 
 `fleet_directory` reads them, and keeps beside them what the operator signs.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PORT: Final = 4222
+_MOST_SERVERS: Final = 8
 CONTROLLER_FILES: Final = "/etc/latticed-controller"
 """Where a controller's files are copied to, on its host."""
 _ROUTES: Final = 2_000
@@ -79,6 +81,21 @@ class NewFleet:
     sizes: deployment.Sizes
     files_at: str
     data_at: str
+    own: OwnServers | None = None
+
+    @property
+    def replicas(self) -> int:
+        """On how many servers each stream is."""
+        return 3 if len(self.servers) >= 3 else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnServers:
+    """Servers that somebody else configures: PEM of their certificates' authority, the public keys of the accounts."""
+
+    authority: bytes
+    control: str
+    nodes: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,20 +113,14 @@ def files(wanted: NewFleet, *, now_s: int) -> tuple[NewFile, ...]:
     names = [subjects.node_name(one) for one in wanted.controllers]
     if not names or len(set(names)) != len(names):
         raise Problem("bad_request", f"expected names of controllers, each once, found {', '.join(names) or 'none'}")
+    if wanted.own is not None:
+        return _with_own_servers(wanted, wanted.own, names, now_s=now_s)
     if len(wanted.servers) not in {1, 3} or len(set(wanted.servers)) != len(wanted.servers):
         raise Problem("bad_request", f"expected one server or three, found {len(wanted.servers)}")
     identities = deployment.Identities.generate()
     authority = certificates.authority(wanted.fleet, now_s=now_s)
-    public = {
-        "fleet": wanted.fleet,
-        "addresses": [f"tls://{one.text}" for one in wanted.servers],
-        "operators": list(wanted.operators),
-        "replicas": len(wanted.servers),
-        "nodes": wanted.sizes.nodes,
-        "bundles_bytes": wanted.sizes.bundles_bytes,
-    }
     made = [
-        NewFile(path="fleet.json", data=json.dumps(public, indent=1).encode() + b"\n"),
+        NewFile(path="fleet.json", data=_facts(wanted)),
         NewFile(path="ca.pem", data=authority.certificate),
         NewFile(path="secret/identities.json", data=identities.text() + b"\n", secret=True),
         NewFile(path="secret/authority.key", data=authority.private_key, secret=True),
@@ -121,7 +132,41 @@ def files(wanted: NewFleet, *, now_s: int) -> tuple[NewFile, ...]:
     ]
     made += _servers(wanted, identities, authority, now_s=now_s)
     for name in names:
-        made += _controller(wanted, name, identities, authority, now_s=now_s)
+        made += _controller(wanted, name, identities.signers, authority.certificate, now_s=now_s)
+        revoking = deployment.revoking_credentials(identities, name, now_s=now_s)
+        made.append(NewFile(path=f"controllers/{name}/revoking.creds", data=revoking.text(), secret=True))
+    return tuple(made)
+
+
+def _facts(wanted: NewFleet) -> bytes:
+    public = {
+        "fleet": wanted.fleet,
+        "addresses": [f"tls://{one.text}" for one in wanted.servers],
+        "operators": list(wanted.operators),
+        "replicas": wanted.replicas,
+        "nodes": wanted.sizes.nodes,
+        "bundles_bytes": wanted.sizes.bundles_bytes,
+    }
+    return json.dumps(public, indent=1).encode() + b"\n"
+
+
+def _with_own_servers(wanted: NewFleet, own: OwnServers, names: list[str], *, now_s: int) -> tuple[NewFile, ...]:
+    """What there is to a fleet over servers that are there already. Who runs them puts `accounts` into theirs."""
+    if len(wanted.servers) > _MOST_SERVERS or len(set(wanted.servers)) != len(wanted.servers):
+        raise Problem("bad_request", f"expected 1 to {_MOST_SERVERS} servers, each once, found {len(wanted.servers)}")
+    signers = deployment.Signers.generate(control=own.control, nodes=own.nodes)
+    claims = deployment.account_claims(signers, sizes=wanted.sizes)
+    made = [
+        NewFile(path="fleet.json", data=_facts(wanted)),
+        NewFile(path="ca.pem", data=own.authority),
+        NewFile(path="secret/signers.json", data=signers.text() + b"\n", secret=True),
+        *(
+            NewFile(path=f"accounts/{name}.json", data=json.dumps(found, indent=1).encode() + b"\n")
+            for name, found in claims.items()
+        ),
+    ]
+    for name in names:
+        made += _controller(wanted, name, signers, own.authority, now_s=now_s)
     return tuple(made)
 
 
@@ -167,8 +212,8 @@ def _servers(
 def _controller(
     wanted: NewFleet,
     name: str,
-    identities: deployment.Identities,
-    authority: certificates.IssuedCertificate,
+    signers: deployment.Signers,
+    authority: bytes,
     *,
     now_s: int,
 ) -> list[NewFile]:
@@ -180,22 +225,17 @@ def _controller(
         "controller": name,
         "controller_key": key_files.public_text(key),
     }
-    credentials = deployment.controller_credentials(identities.signers, name, now_s=now_s)
+    credentials = deployment.controller_credentials(signers, name, now_s=now_s)
     below = f"controllers/{name}"
     return [
         NewFile(path=f"{below}/key", data=key_files.private_text(key), secret=True),
         NewFile(path=f"{below}/request.json", data=json.dumps(request, indent=1).encode() + b"\n"),
         NewFile(path=f"{below}/nats.creds", data=credentials.text(), secret=True),
-        NewFile(
-            path=f"{below}/revoking.creds",
-            data=deployment.revoking_credentials(identities, name, now_s=now_s).text(),
-            secret=True,
-        ),
-        NewFile(path=f"{below}/node-signer", data=identities.node_signer.seed.encode() + b"\n", secret=True),
-        NewFile(path=f"{below}/ca.pem", data=authority.certificate),
+        NewFile(path=f"{below}/node-signer", data=signers.node_signer.seed.encode() + b"\n", secret=True),
+        NewFile(path=f"{below}/ca.pem", data=authority),
         NewFile(
             path=f"{below}/controller.toml",
-            data=controller_settings(wanted, name, account=identities.nodes.public).encode(),
+            data=controller_settings(wanted, name, account=signers.nodes).encode(),
         ),
     ]
 
@@ -216,7 +256,7 @@ def controller_settings(wanted: NewFleet, name: str, *, account: str) -> str:
         f"ca = {json.dumps(f'{CONTROLLER_FILES}/ca.pem')}",
         f"credentials = {json.dumps(f'{CONTROLLER_FILES}/nats.creds')}",
         f"revoking = {json.dumps(f'{CONTROLLER_FILES}/revoking.creds')}",
-        f"replicas = {len(wanted.servers)}",
+        f"replicas = {wanted.replicas}",
         f"nodes = {wanted.sizes.nodes}",
         f"bundles_bytes = {wanted.sizes.bundles_bytes}",
         "",

@@ -54,7 +54,7 @@ async def test_credentials_that_cut_nobody_off_or_do_more_are_named(fleet):
     assert [one for one in found if "cut off at once, found some that do not" in one]
     (none,) = await nats_check._revoking(None, fleet.endpoint(fleet.node(NODE), NODE))
     assert not none.serious
-    assert "stays connected until its credentials end" in none.found
+    assert "stays connected until its user is revoked there" in none.found
 
 
 async def test_streams_that_are_missing_or_changed_are_named(fleet, controller):
