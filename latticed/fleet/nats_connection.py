@@ -50,6 +50,7 @@ _CLOSE_S: Final = 1.0
 _LOOK_S: Final = 15.0  # how often it is looked whether a client is connected still
 _PING_S: Final = 10
 _MOST_PINGS: Final = 2
+_REFUSED: Final = "authorization violation"
 _READ_AHEAD: Final = 8_192
 """Messages that NATS' client may hold of a subscription before they are sorted by subject."""
 _CREDENTIALS_BYTES: Final = 64 << 10
@@ -59,6 +60,9 @@ _CREDENTIALS_BYTES: Final = 64 << 10
 class NatsEndpoint:
     """Where to connect and as whom. `servers` are `tls://host:port`; the credentials file is read before each try, so
     that renewed ones count. `inbox` is what this client's inboxes begin with.
+
+    Beside the file may lie those of before (`before`): where servers refuse the present ones and let in by those, they
+    are put back.
     """
 
     servers: tuple[str, ...]
@@ -66,6 +70,11 @@ class NatsEndpoint:
     credentials: Path
     name: str
     inbox: str
+
+    @property
+    def before(self) -> Path:
+        """The credentials that the present ones have replaced."""
+        return before(self.credentials)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +145,8 @@ class _State:
     reason: str = "not connected yet"
     connections: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: bool = False
+    """Whether servers refused the present credentials, so that those of before are tried; then these again."""
 
 
 class NatsConnection:
@@ -234,6 +245,12 @@ class NatsConnection:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
 
+    async def lets_in(self, credentials: nkeys.UserCredentials) -> None:
+        """Return if a server lets somebody in by these credentials; EngineUnavailable."""
+        async with probing(self._endpoint, credentials=credentials) as (client, _):
+            with _cancellable():
+                await client.flush(int(REQUEST_S))
+
     async def publish(self, subject: str, data: bytes) -> None:
         """Send without asking for an answer; EngineUnavailable without a connection."""
         try:
@@ -300,7 +317,8 @@ class NatsConnection:
             closed.set()
 
         try:
-            credentials = await asyncio.to_thread(_credentials, self._endpoint)
+            kept = await asyncio.to_thread(_kept, self._endpoint, before=self._state.refused)
+            credentials = kept.credentials
             heard.expires_s = credentials.expires_s
             async with asyncio.timeout(_CONNECT_S):
                 # One server of several: a client that may not reconnect tries no second one.
@@ -327,6 +345,10 @@ class NatsConnection:
                     raise ConnectionResetError("the server closed the connection before it answered")
                 for one in list(self._subscriptions):
                     await one.begin(client)
+            if kept.before:
+                await asyncio.to_thread(self._endpoint.before.replace, self._endpoint.credentials)
+                log.info("credentials_put_back", expires=credentials.expires_s)
+            self._state.refused = False
             self._state.connections += 1
             self._told(client, "")
             await _over(client, closed)
@@ -335,6 +357,8 @@ class NatsConnection:
         finally:
             self._state.client = None
             await _closed(client)
+        if heard.refused:
+            self._state.refused = not self._state.refused
         return heard.why(time.time())
 
     def _told(self, client: Client | None, reason: str) -> None:
@@ -347,8 +371,11 @@ class NatsConnection:
 
 
 @contextlib.asynccontextmanager
-async def probing(endpoint: NatsEndpoint, *, anonymous: bool = False) -> AsyncGenerator[tuple[Client, list[str]], None]:
+async def probing(
+    endpoint: NatsEndpoint, *, anonymous: bool = False, credentials: nkeys.UserCredentials | None = None
+) -> AsyncGenerator[tuple[Client, list[str]], None]:
     """A plain client, to find out what a server lets pass, and what it refuses in its words in lower case.
+    `credentials`: others than those of the endpoint.
 
     EngineUnavailable when the server does not take it, or hangs up.
     """
@@ -357,7 +384,8 @@ async def probing(endpoint: NatsEndpoint, *, anonymous: bool = False) -> AsyncGe
     async def on_error(error: Exception) -> None:
         refused.append(str(error).lower())
 
-    credentials = None if anonymous else await asyncio.to_thread(_credentials, endpoint)
+    if credentials is None and not anonymous:
+        credentials = await asyncio.to_thread(_read, endpoint.credentials)
     client = Client()
     try:
         async with asyncio.timeout(_CONNECT_S):
@@ -383,8 +411,29 @@ async def probing(endpoint: NatsEndpoint, *, anonymous: bool = False) -> AsyncGe
         await _closed(client)
 
 
-def _credentials(endpoint: NatsEndpoint) -> nkeys.UserCredentials:
-    return nkeys.UserCredentials.parse(files.read_at_most(endpoint.credentials, _CREDENTIALS_BYTES))
+def before(credentials: Path) -> Path:
+    """Where those lie that the credentials in a file have replaced."""
+    return credentials.with_name(f"{credentials.name}.before")
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptCredentials:
+    """Credentials, and whether they are those of before."""
+
+    credentials: nkeys.UserCredentials
+    before: bool
+
+
+def _kept(endpoint: NatsEndpoint, *, before: bool) -> _KeptCredentials:
+    """Those to connect with: the present ones, or with `before` those that they have replaced, if there are."""
+    with contextlib.suppress(FileNotFoundError):
+        if before:
+            return _KeptCredentials(_read(endpoint.before), before=True)
+    return _KeptCredentials(_read(endpoint.credentials), before=False)
+
+
+def _read(path: Path) -> nkeys.UserCredentials:
+    return nkeys.UserCredentials.parse(files.read_at_most(path, _CREDENTIALS_BYTES))
 
 
 def _signer(credentials: nkeys.UserCredentials) -> Callable[[str], bytes]:
@@ -397,10 +446,13 @@ class _Heard:
 
     def __init__(self) -> None:
         self._reason = ""
+        self.refused = False
+        """Whether the server said that it does not take the credentials."""
         self.expires_s: int | None = None
         """When the credentials end, if they do."""
 
     async def error(self, error: Exception) -> None:
+        self.refused |= _REFUSED in str(error).lower()
         # What follows from a first error ("no servers available") says less than it.
         if not (self._reason and isinstance(error, nats.errors.NoServersError)):
             self._reason = _words(error)

@@ -1,18 +1,20 @@
 """Having a node's credentials renewed over the connection, while they still count.
 
 The link sees when they are half over, the node signs a request for new ones, a controller answers (`enrolment`). The
-new ones are for the same key and lie in the place of the old; the connection goes on until the server ends it.
+new ones are for the same key; once a server has let somebody in by them they lie in the place of the old, which are
+kept beside them. The connection goes on until the server ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from latticed.fleet import enrolment, messages, nkeys
+from latticed.fleet import enrolment, messages, nats_connection, nkeys
 from latticed.fleet.engine import EngineUnavailable
 from latticed.kit import files, logs
 from latticed.model.errors import Problem
@@ -65,7 +67,7 @@ class Renewing:
                 present = await asyncio.to_thread(self._present)
                 pause_s = self._pause_s(present)
                 if self._due_s(present) <= self.now_s():
-                    await self._renewed(present, engine, put)
+                    await self._renewed(present, connection, engine, put)
             except (EngineUnavailable, TimeoutError, OSError, ValueError) as error:
                 log.warning("credentials_not_renewed", code="unreachable", reason=str(error)[:300])
             except Problem as problem:
@@ -89,7 +91,11 @@ class Renewing:
         return min(self.look_s, max(left_s, _SOONEST_S))
 
     async def _renewed(
-        self, present: nkeys.UserCredentials, engine: Engine, put: Callable[[messages.ToNode], bool]
+        self,
+        present: nkeys.UserCredentials,
+        connection: NatsConnection,
+        engine: Engine,
+        put: Callable[[messages.ToNode], bool],
     ) -> None:
         """Ask, and keep what is better than what there is. Problem of a refusal, EngineUnavailable, TimeoutError."""
         user = present.key.public
@@ -113,10 +119,16 @@ class Renewing:
         if found.expires <= (present.expires_s or 0):
             raise Problem("answer_invalid", f"expected credentials until after {present.expires_s}, found older ones")
         fresh = nkeys.UserCredentials(token=found.jwt, key=present.key, name=self.token.node, expires_s=found.expires)
+        # Whoever has a controller's key can sign that somebody is let in, and no server need be of that opinion.
+        await connection.lets_in(fresh)
         await asyncio.to_thread(keep, self.credentials, fresh)
         log.info("credentials_renewed", expires=found.expires)
 
 
 def keep(path: Path, credentials: nkeys.UserCredentials) -> None:
-    """Have `path` hold these credentials, for this user alone; OSError: the ones of before are left."""
+    """Have `path` hold these credentials, for this user alone, and those of before lie beside it; OSError: they are
+    left where they are.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        files.replace(nats_connection.before(path), files.read_at_most(path, _CREDENTIALS_BYTES), mode=0o600)
     files.replace(path, credentials.text(), mode=0o600)
