@@ -35,32 +35,68 @@ DOCUMENT_BYTES: Final = 2_000
 """About what a node's desired document has here."""
 
 
+SETTLE_S: Final = 30.0
+
+
 def measure(bench: Bench) -> list[rows.Row]:
     with bench.scratch() as place:
-        return [row for servers in (1, 3) for row in asyncio.run(_measure(place / str(servers), bench, servers))]
+        found = [row for servers in (1, 3) for row in asyncio.run(_measure(place / str(servers), bench, servers))]
+        return [*found, *asyncio.run(_memory(place / "memory", bench))]
 
 
 async def _measure(place: Path, bench: Bench, servers: int) -> list[rows.Row]:
     count = bench.some(1_000, 100)
     ours, theirs, whole = list[list[float]](), list[list[float]](), list[float]()
     sizes = deployment.Sizes(nodes=2 * count, bundles_bytes=64 << 20)
-    async with provided(place, servers, sizes) as (fleet, engine):
+    async with (
+        provided(place, servers, sizes) as (fleet, engine),
+        simulated_fleets.running(fleet, count, place) as nodes,
+    ):
+        await nodes.all_up()
+        say(f"FLEET: {count} nodes are connected to {servers} server(s)")
+        await changed(engine, nodes, 1)
+        async with _bare(fleet, count, place) as bare:
+            for pair in range(bench.pairs):
+                for which in (0, 1) if pair % 2 else (1, 0):
+                    if which:
+                        judged, took_s = await changed(engine, nodes, pair + 2)
+                        ours.append(judged)
+                        whole.append(took_s)
+                    else:
+                        theirs.append(await bare.asked())
+    return _rows(servers, count, ours, theirs, whole)
+
+
+async def _memory(place: Path, bench: Bench) -> list[rows.Row]:
+    """Of a server that was made for so many nodes, with nobody else on it."""
+    count = bench.some(1_000, 100)
+    async with provided(place, 1, deployment.Sizes(nodes=count, bundles_bytes=64 << 20)) as (fleet, engine):
+        await used(fleet)
         before = memory_mib(fleet)
         async with simulated_fleets.running(fleet, count, place) as nodes:
             await nodes.all_up()
-            say(f"FLEET: {count} nodes are connected to {servers} server(s)")
-            memory = [(after - first) * 1024 / count for first, after in zip(before, memory_mib(fleet), strict=True)]
+            found = [await settled(fleet, before, count)]
             await changed(engine, nodes, 1)
-            async with _bare(fleet, count, place) as bare:
-                for pair in range(bench.pairs):
-                    for which in (0, 1) if pair % 2 else (1, 0):
-                        if which:
-                            judged, took_s = await changed(engine, nodes, pair + 2)
-                            ours.append(judged)
-                            whole.append(took_s)
-                        else:
-                            theirs.append(await bare.asked())
-    return [*_rows(servers, count, ours, theirs, whole), *(_memory_row(count, memory) if servers == 1 else [])]
+            found.append(await settled(fleet, before, count))
+    return [memory_row("FLEET", count, found)]
+
+
+async def used(fleet: nats_servers.Fleet) -> None:
+    """Have the server's streams in use, as any fleet has them whatever its size: each has a buffer of 4 MiB then."""
+    async with fleet.connected("controller") as connection:
+        for subject, size, count in (
+            (subjects.desired("used"), 120_000, 35),
+            (subjects.status("used"), 60_000, 60),
+            (subjects.events("used"), 15_000, 250),
+        ):
+            for _ in range(count):
+                await connection.request(subject, bytes(size))
+
+
+async def settled(fleet: nats_servers.Fleet, before: Sequence[float], count: int) -> float:
+    """KiB for each node once nothing is asked of it but pings for a while: resident memory, less that of before."""
+    await asyncio.sleep(SETTLE_S)
+    return max((after - first) * 1024 / count for first, after in zip(before, memory_mib(fleet), strict=True))
 
 
 @contextlib.asynccontextmanager
@@ -159,13 +195,12 @@ def _rows(
     ]
 
 
-def _memory_row(count: int, memory: Sequence[float]) -> list[rows.Row]:
-    return [
-        rows.Row(
-            target="FLEET",
-            what=f"the server's memory for each of {count:,} nodes",
-            ours=f"{max(memory):.0f} KiB",
-            wanted=f"≤ {MAX_KIB} KiB",
-            met=max(memory) <= MAX_KIB,
-        )
-    ]
+def memory_row(target: str, count: int, found: Sequence[float]) -> rows.Row:
+    return rows.Row(
+        target=target,
+        what=f"the server's memory for each of {count:,} nodes, settled after connecting and after changes",
+        ours=" and ".join(f"{value:.0f} KiB" for value in found),
+        wanted=f"≤ {MAX_KIB} KiB",
+        met=max(found) <= MAX_KIB,
+        samples={"ours": list(found)},
+    )

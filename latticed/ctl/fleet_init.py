@@ -91,6 +91,7 @@ def run(session: CtlSession) -> int:
         screen.line("  accounts             to who runs your NATS: what the accounts CTRL and NODES there have to have")
     for address, below in zip(wanted.servers, servers, strict=False):
         screen.line(f"  {below:<20} to {address.host}:{args.server_files}/, for nats-server -c nats-server.conf")
+        screen.line(f"  {'':<20} in the environment of nats-server.env")
     for below in controllers:
         screen.line(f"  {below:<20} to its host: {new_fleet.CONTROLLER_FILES}/, root's alone (mode 0700)")
     screen.line("  secret, signed       to nobody: they stay with the operator's key")

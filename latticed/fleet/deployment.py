@@ -38,6 +38,10 @@ every five seconds, and a flood of it costs nobody else. One a minute is usual.
 """
 BEATS_PER_NODE: Final = 12
 """Within `PRESENT_S`, in the same way. Four are usual."""
+NODE_BYTES: Final = 48 << 10
+"""Of a server's memory for each node: connection, TLS, permissions, subscriptions and stacks."""
+_SERVER_BYTES: Final = 28 << 20
+"""Of it for what does not depend on nodes: itself, and buffers of the streams."""
 DUPLICATES_S: Final = 120
 """Within which an event of the same id is stored once."""
 _SHORTEST_NS: Final = 100_000_000
@@ -228,6 +232,11 @@ class Sizes:
         """Most connections of all nodes together."""
         return 4 * self.nodes + 32
 
+    @property
+    def memory_bytes(self) -> int:
+        """What a server is to keep its memory near: `server_environment`."""
+        return _SERVER_BYTES + self.nodes * NODE_BYTES
+
 
 SIZES: Final = Sizes()
 
@@ -354,6 +363,9 @@ def streams(sizes: Sizes, *, replicas: int) -> tuple[dict[str, Any], ...]:
         },
         {
             **disk,
+            # Nodes say it again, and controllers keep it: syncing each one would have every node wait for all others.
+            # A server takes that for no stream with replicas.
+            **({"persist_mode": "async"} if replicas == 1 else {}),
             "name": subjects.STATUS_STREAM,
             "subjects": ["st.*"],
             "max_msgs_per_subject": STATUSES_PER_NODE,
@@ -445,6 +457,17 @@ def configuration(
             "}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def server_environment(sizes: Sizes) -> str:
+    """What a server is started with, as lines NAME=VALUE.
+
+    Whoever writes to a connection, in nats-server, needs 32 KiB of stack, because of one array of 24 KiB in
+    `flushOutbound`; Go gives it back only while it collects garbage, which an idle server does every two minutes. Each
+    ping brings it back: with no limit that comes to 32 to 64 KiB for each node. With one, a server that comes near it
+    collects more often; it is a wish and no bound, so nobody is refused because of it.
+    """
+    return f"GOMEMLIMIT={sizes.memory_bytes}\n"
 
 
 def _quoted(text: str) -> str:

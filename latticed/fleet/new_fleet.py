@@ -202,6 +202,7 @@ def _servers(
         below = f"servers/{one.name}"
         made += [
             NewFile(path=f"{below}/nats-server.conf", data=text.encode()),
+            NewFile(path=f"{below}/nats-server.env", data=deployment.server_environment(wanted.sizes).encode()),
             NewFile(path=f"{below}/server.pem", data=issued.certificate),
             NewFile(path=f"{below}/server.key", data=issued.private_key, secret=True),
             NewFile(path=f"{below}/ca.pem", data=authority.certificate),

@@ -160,6 +160,9 @@ def test_podman_compose_reads_the_compose_file(tmp_path):
     if program is None:
         pytest.skip("podman-compose is not installed here")
     shutil.copy(fleet_sites.COMPOSE, tmp_path / "compose.yaml")
+    environment = tmp_path / "servers/nats-1/nats-server.env"
+    environment.parent.mkdir(parents=True)
+    environment.write_text("GOMEMLIMIT=1\n")
     # Older ones have no `config`, and ask podman for volumes and networks in a dry run, too.
     command = [program, "--podman-path", "true", "--dry-run", "-f", "compose.yaml", "up", "-d"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

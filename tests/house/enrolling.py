@@ -309,7 +309,9 @@ def opened(place: Path, *, network: str | None = None) -> Iterator[OperatedFleet
     directory, operator = made(place, port=port)
     data = place / "data/nats-1"
     data.mkdir(parents=True)
-    server = nats_servers.NatsServer("nats-1", port, data, place / "servers/nats-1/nats-server.conf")
+    files = place / "servers/nats-1"
+    environment = (files / "nats-server.env").read_text()
+    server = nats_servers.NatsServer("nats-1", port, data, files / "nats-server.conf", environment=environment)
     try:
         fleet = OperatedFleet(directory, operator, server, network)
         with fleet.working():

@@ -122,7 +122,9 @@ class Site:
         for name, service in described.items():
             command = [fleet_shims.led(one, here) for one in service["command"]]
             if name not in self.running:
-                self._spawn(name, command, user=CONTROLLER if service["image"] == "latticed" else None)
+                environment = (place / service["env_file"]).read_text() if "env_file" in service else ""
+                user = CONTROLLER if service["image"] == "latticed" else None
+                self._spawn(name, command, user=user, environment=environment)
 
     @contextlib.contextmanager
     def services(self) -> Iterator[None]:
@@ -146,13 +148,14 @@ class Site:
                 self.begun.add(node)
                 self._spawn(node, [str(self.host(node) / "bin/latticed-fleet")], user=AGENT)
 
-    def _spawn(self, name: str, command: list[str], *, user: processes.User | None) -> None:
+    def _spawn(self, name: str, command: list[str], *, user: processes.User | None, environment: str = "") -> None:
         program = {"nats-server": [str(nats_servers.PROGRAM)], "latticed-controller": _controller()}
         command = [*program.get(command[0], [command[0]]), *command[1:]]
         log = self.root / f"log-{name}"
         if name == "controller":
             self._settle(self.host(SERVER))
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        env |= dict(one.split("=", 1) for one in environment.splitlines())
         spawned = processes.spawned(command, user=user, env=env, stdout=log, stderr=log.with_suffix(".err"))
         self.ends[name] = contextlib.ExitStack()
         self.running[name] = self.ends[name].enter_context(spawned)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import ssl
 import subprocess
 import sys
@@ -46,6 +47,8 @@ class NatsServer:
     directory: Path
     configuration: Path
     process: subprocess.Popen | None = None
+    environment: str = ""
+    """Lines of what it is started with besides."""
 
     @property
     def url(self) -> str:
@@ -66,6 +69,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env=os.environ | dict(one.split("=", 1) for one in self.environment.splitlines()),
             )
         ready = self.directory / f"nats-server_{self.process.pid}.ports"
         deadline = time.monotonic() + START_S
@@ -212,7 +216,8 @@ def configured(place: Path, count: int = 1, sizes: deployment.Sizes | None = Non
         directory.mkdir(parents=True)
         file = directory / "nats-server.conf"
         file.write_text(deployment.configuration(one, wanted, identities, sizes=sizes, now_s=int(time.time())))
-        servers.append(NatsServer(one.name, int(one.listen.split(":")[1]), directory, file))
+        environment = deployment.server_environment(sizes)
+        servers.append(NatsServer(one.name, int(one.listen.split(":")[1]), directory, file, environment=environment))
     return Fleet(place, servers, identities, sizes, ca)
 
 

@@ -105,6 +105,12 @@ class TestTokens:
         assert "disk_storage" not in claims["limits"]
         assert claims["limits"]["leaf"] == 0
 
+    def test_what_nodes_say_again_waits_for_no_disk_where_a_server_can_do_without(self):
+        """Beside a flood of one node the statuses of 99 others took five seconds: the disk, for each of them."""
+        for replicas, names in ((1, ["STATUS"]), (3, [])):
+            streams = deployment.streams(deployment.SIZES, replicas=replicas)
+            assert [one["name"] for one in streams if one.get("persist_mode") == "async"] == names
+
     def test_every_permission_of_a_node_is_its_own_by_name_or_a_bundle(self):
         template = self.nodes()["signing_keys"][0]["template"]
         allowed = template["pub"]["allow"] + template["sub"]["allow"]
