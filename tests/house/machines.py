@@ -384,15 +384,23 @@ def _leader(pid: int) -> int:
 
 def _descendants(pid: int) -> Iterator[int]:
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
+        for child in map(int, _told(path).split()):
             yield child
             yield from _descendants(child)
 
 
 def _ids(pid: int) -> list[int]:
-    """Its pid in each namespace, outermost first."""
-    status = Path(f"/proc/{pid}/status").read_text()
+    """Its pid in each namespace, outermost first; none of one that has ended."""
+    status = _told(Path(f"/proc/{pid}/status"))
     return [int(one) for one in status.partition("NSpid:")[2].partition("\n")[0].split()]
+
+
+def _told(path: Path) -> str:
+    """What the kernel says of a process; nothing of one that has ended meanwhile: a machine that boots starts many."""
+    try:
+        return path.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _sweep(homes: list[Path]) -> None:
