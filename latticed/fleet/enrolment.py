@@ -64,6 +64,7 @@ _HINTS: Final = {
     "node_revoked": "this host was revoked; to have it back, invite it anew: it gets another key",
     "renewal_invalid": "look at the agent's log on the host",
     "operator_unknown": "the invitation is by an operator whom the controller does not know",
+    "store_unavailable": "free some space on the controller's host, then run this again: the invitation stays yours",
     "other_fleet": "the invitation is of another fleet than the controller's",
 }
 

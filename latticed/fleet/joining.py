@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _PAUSES: Final = Backoff(base_s=0.5, ceiling_s=3.0, jitter=0.3)
 _AGAIN_S: Final = 1.0
 _SEED_BYTES: Final = 4 << 10
+_CREDENTIALS_BYTES: Final = 64 << 10
 _AGAIN: Final = "run this again: it goes on with the keys that it has made"
 
 
@@ -64,8 +65,11 @@ def run(options: argparse.Namespace) -> int:
     user = _user(options.user)
     _directories(state, user)
     with _as(user):
+        known = os.path.lexists(state.node)
         node_key = _node(state, invited, joined=before is not None)
-        credentials = _asked(state, invited, node_key, settings.servers or token.addresses, wait_s=options.wait)
+        credentials = _asked(
+            state, invited, node_key, settings.servers or token.addresses, wait_s=options.wait, known=known
+        )
     _pin(options.pinned, invited)
     _tell(invited, node_key, credentials, state, again=before is not None)
     return 0
@@ -192,11 +196,14 @@ def _made_for(state: AgentState, invited: Invitation) -> bool:
 
 
 def _asked(
-    state: AgentState, invited: Invitation, node_key: str, servers: tuple[str, ...], *, wait_s: float
+    state: AgentState, invited: Invitation, node_key: str, servers: tuple[str, ...], *, wait_s: float, known: bool
 ) -> NodeCredentials:
-    """Ask a controller, and keep the credentials that it gives. Problem of its refusal, controller_unreachable."""
+    """Ask a controller, and keep the credentials that it gives. Problem of its refusal, controller_unreachable.
+
+    `known`: the host had its key before, and may have connected.
+    """
     token = invited.document
-    key = _seed(state)
+    key = _seed(state, token.node if known else "")
     request = enrolment.request(invited, node_key, key.public)
     with _file(state.link / "invitation.creds", invited.credentials.text()) as credentials:
         try:
@@ -231,10 +238,16 @@ def _asked(
     return found
 
 
-def _seed(state: AgentState) -> nkeys.Key:
-    """The key to connect with: the one of an attempt before this one, or a new one. Problem io_error."""
+def _seed(state: AgentState, node: str) -> nkeys.Key:
+    """The key to connect with: the one of an attempt before this one, that of the credentials of this `node`, or a new
+    one. An invitation is for one key. Problem io_error.
+    """
     with contextlib.suppress(OSError, ValueError):
         return nkeys.Key.from_seed(files.read_at_most(state.seed, _SEED_BYTES).decode("ascii", "replace").strip())
+    with contextlib.suppress(OSError, ValueError):
+        present = nkeys.UserCredentials.parse(files.read_at_most(state.credentials, _CREDENTIALS_BYTES))
+        if present.name == node:
+            return present.key
     key = nkeys.Key.generate(nkeys.KeyKind.USER)
     try:
         files.replace(state.seed, key.seed.encode() + b"\n", mode=0o600)

@@ -234,8 +234,32 @@ def test_host_that_was_killed_while_it_joined_joins_with_the_same_invitation(fle
     assert host.pinned.exists()
     left = {path.name for path in host.state.directory.iterdir()}
     assert left == {"node", "link", "spool"}
+    # And once more, now that nothing is left of the attempt: with the keys that it has.
+    user = credentials(host).key.public
+    more = host.join(invitation)
+    assert more.returncode == 0, more.stderr
+    assert credentials(host).key.public == user
     with host.place.running(), host.running() as agent:
         agent.until("connected; nothing assigned yet")
+
+
+def test_host_whose_disk_takes_nothing_says_so_and_joins_when_it_does(fleet, host, node):
+    """Whichever write it is that fails: the invitation is this host's, and it goes on with the keys that it has."""
+    invitation = fleet.invitation(node)
+    seen = set()
+    for most in (0, 40, 200, 700, 1_100, 1_500):  # bytes of a file: what is smaller is written, what is larger fails
+        limited = ["prlimit", f"--fsize={most}", "--", *host.joining(invitation)]
+        done = subprocess.run(
+            limited, env=host.place.environment(), cwd="/", capture_output=True, text=True, check=False, timeout=120
+        )
+        if done.returncode:
+            assert "cannot write" in done.stderr, done.stderr
+            assert "Traceback" not in done.stderr
+            seen.add(done.stderr.split("cannot write ")[1].split(":")[0])
+    assert len(seen) > 2, seen
+    joined = host.join(invitation)
+    assert joined.returncode == 0, joined.stderr
+    assert not [one for one in host.state.directory.rglob("*") if ".new" in one.name or one.name.startswith(".")]
 
 
 def test_controller_that_does_not_answer_costs_nothing_but_time(fleet, host, node):

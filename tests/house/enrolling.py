@@ -50,6 +50,7 @@ class Office:
     life_s: int = enrolment.CREDENTIALS_S
     revoked: set[str] = field(default_factory=set)
     used: dict[str, str] = field(default_factory=dict)
+    used_with: dict[str, str] = field(default_factory=dict)
     joined: dict[str, enrolment.Joined] = field(default_factory=dict)
     asked: int = 0
     renewals: int = 0
@@ -79,11 +80,12 @@ class Office:
             revoked=self.revoked,
             used_by=self.used.get(token.token),
             holder=holder.node_key if holder else None,
+            used_with=self.used_with.get(token.token),
         )
         verdict = enrolment.decide(asked, known, now_s=int(time.time()))
         if isinstance(verdict, Refusal):
             return enrolment.refused(verdict)
-        self.used[token.token] = verdict.node_key
+        self.used[token.token], self.used_with[token.token] = verdict.node_key, verdict.user
         self.joined[token.node] = verdict
         return self._answer(verdict)
 

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.fleet import controller_view as view
 from latticed.fleet import deployment, documents, judging
+from latticed.fleet.controller.database import ControllerDatabase
 from latticed.fleet.controller.leader import ControllerPeriods
 from latticed.fleet.controller.lease import LeasePeriods
 from latticed.fleet.controller.operations import FleetOperations
@@ -26,6 +27,7 @@ from latticed.fleet.controller.running import RunningController
 from latticed.fleet.controller.settings import ControllerSettings, EngineSettings, GateSettings
 from latticed.fleet.engine import EngineUnavailable, QuotaExceeded
 from latticed.fleet.nats_engine import NatsEngine
+from latticed.model.errors import Problem
 from tests.house import fleets, nats_servers
 
 LEASE = LeasePeriods(ttl_s=2, renew_s=0.4, margin_s=0.5, look_s=0.2)
@@ -387,6 +389,27 @@ async def revived(
 async def _ended(living: asyncio.Future[None]) -> None:
     living.cancel()
     await asyncio.wait({living})
+
+
+@contextlib.asynccontextmanager
+async def full(base: ControllerDatabase) -> AsyncIterator[None]:
+    """While the block runs the database takes nothing more: SQLite's own error of a full disk."""
+    pages = await base.read(lambda one: one.execute("PRAGMA page_count").fetchone()[0])
+    await base.read(lambda one: one.execute(f"PRAGMA max_page_count={pages}").fetchone())
+    await fills(base)
+    try:
+        yield
+    finally:
+        await base.read(lambda one: one.execute("PRAGMA max_page_count=1073741823").fetchone())
+
+
+async def fills(base):
+    """Rows until no page is left that has room."""
+    for size in (2_000, 200, 20):
+        with contextlib.suppress(Problem):  # as many as fit
+            for number in itertools.count():
+                row = (f"{size}-{number}", b"x" * size)
+                await base.write(lambda one: one.execute("INSERT INTO sources VALUES (?, ?)", row))  # noqa: B023
 
 
 async def until(wanted: Callable[[], object], what: Callable[[], str] = lambda: "") -> None:

@@ -209,6 +209,11 @@ class FleetCore:
         certificate = self.shelf.certificate(assignment.signer, assignment.epoch)
         if certificate is None:
             return False
+        kept = self.assignments.get(node)
+        if self.now_s() >= certificate.document.expires and kept is not None and kept.envelope != assignment.envelope:
+            # Nodes take nothing of that controller any more: by its key nobody uses up generations, or has another
+            # controller sign what he likes. Where nothing is known it says at least what was.
+            return False
         await self._adopt(assignment)
         return True
 
@@ -283,10 +288,12 @@ class FleetCore:
                 self.sources[assignment.intent] = learnt
         self.touched.add(node)
 
-    async def learn_record(self, data: bytes) -> bool:
-        """Take another controller's record if it is newer; whether it is one that counts."""
+    async def learn_record(self, data: bytes, key: str) -> bool:
+        """Take another controller's record, found under `key`, if it is newer; whether it is one that counts."""
         try:
             found = await asyncio.to_thread(records.found, data, self.shelf)
+            if records.name_of(found) != key:
+                raise Malformed(f"expected the record {key}, found {records.name_of(found)} in its place")
         except Malformed as error:
             log.debug("record_refused", reason=str(error))
             return False

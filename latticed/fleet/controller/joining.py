@@ -60,6 +60,8 @@ class Joining:
     ) -> None:
         self._core, self._connection, self._leader = core, connection, leader
         self._signer, self._life_s = signer, life_s
+        self._promised: dict[str, JoinedRecord] = {}
+        """Tokens that are used where all controllers look, and that the disk did not take yet: nobody else's."""
 
     async def serve(self) -> None:
         """Answer hosts that ask to join and nodes that ask for credentials, until cancelled."""
@@ -95,7 +97,8 @@ class Joining:
         document = asked.document
         if subject != subjects.enrolment(document.token):  # a server lets each invitation ask at its own alone
             return Refusal(code="enrolment_invalid", expected="a request at its token's subject", found=subject[:100])
-        used, holder = core.tokens.get(document.token), core.nodes.get(document.node)
+        used = core.tokens.get(document.token) or self._promised.get(document.token)
+        holder = core.nodes.get(document.node)
         known = enrolment.EnrolmentKnown(
             fleet=core.fleet,
             operators=core.shelf.operators,
@@ -110,7 +113,7 @@ class Joining:
             return decided
         if trouble := self._leader.may_sign(core.now_s()):
             return Refusal(code=trouble, expected="a controller that an operator has certified", found="none that is")
-        if not decided.again:
+        if document.token not in core.tokens:
             joined = JoinedRecord(
                 token=decided.token,
                 node=decided.node,
@@ -121,7 +124,12 @@ class Joining:
             )
             # First where all controllers look: of two that both act for a moment, one alone has it.
             await self._leader.share(joined)
-            await core.join(joined)
+            try:
+                await core.join(joined)
+            except Problem as problem:
+                self._promised[joined.token] = joined
+                return Refusal(code=problem.code, expected="a controller whose disk takes it", found=problem.reason)
+            self._promised.pop(joined.token, None)
             log.info("node_joined", node=decided.node, key=decided.node_key)
         return decided
 

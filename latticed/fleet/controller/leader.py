@@ -264,9 +264,9 @@ class Leader:
         epoch, connected = self._lease.epoch, self._connection.connections
         if self._streams:
             await self._engine.provide(self._streams)
-        self._shared, self._shared_steps, self._shelf_shared = {}, {}, None
+        # What is there as it was is known already: nothing of ten thousand nodes is judged anew because of a connection.
         await self._follow()
-        self._engine_has.clear()
+        self._shelf_shared = None
         await self._learn_desired()
         async for batch in self._engine.all_statuses():
             await self._core.take_statuses(batch, names(batch), read_before=batch[-1].revision)
@@ -301,7 +301,7 @@ class Leader:
         # Revocations first: what they revoke is not believed any more.
         for key in sorted(found, key=lambda one: (not one.startswith(_DOCUMENT), one)):
             revision, data = found[key]
-            if self._shared.get(key, (0, b""))[0] == revision:
+            if self._shared.get(key) == (revision, data):
                 continue
             if key.startswith(records.ROLLOUT) and self._core.rebuilt and not self._lease.held:
                 # With an empty database, and nobody who is seen to lead, an operator has to say whether it goes on.
@@ -309,11 +309,12 @@ class Leader:
                 continue
             await self._learn_shared(key, data)
         self._shared = found
+        self._shared_steps = {key: step for key, step in self._shared_steps.items() if key in found}
 
     async def _learn_shared(self, key: str, data: bytes) -> None:
         if key.startswith((_DOCUMENT, _CERTIFICATE)):
             await self._core.learn_document(data)
-        elif key.startswith((records.ROLLOUT, records.JOINED)) and await self._core.learn_record(data):
+        elif key.startswith((records.ROLLOUT, records.JOINED)) and await self._core.learn_record(data, key):
             with contextlib.suppress(Malformed):
                 self._shared_steps[key] = documents.read(data, SharedRecord).document.step
 
@@ -344,7 +345,6 @@ class Leader:
         before = self._shared
         await self._follow()
         if before.keys() - self._shared.keys():
-            self._shared_steps = {key: step for key, step in self._shared_steps.items() if key in self._shared}
             self._shelf_shared = None
             await self._publish_shared()
         await self._learn_desired()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 
 import msgspec
 import pytest
@@ -121,6 +122,42 @@ async def test_events_under_a_name_that_no_node_can_have_keep_nobody_from_being_
                 return (await engine.event_counts()).get("e1", 999) <= 160
 
             await nats_servers.until(thinned)
+
+
+@pytest.mark.parametrize("counts", [True, False], ids=["certified", "expired"])
+async def test_controllers_key_whose_certificate_has_expired_uses_up_no_generations(
+    servers, operator, tmp_path, counts
+):
+    """Nor has it another controller sign what it likes: that is for one whose certificate counts."""
+    async with house.running(servers, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        other = Ed25519PrivateKey.generate()
+        await controlled.give(operator.controller(fleets.public(other), "c2", life_s=3_600 if counts else -1))
+        async with house.node(servers, controlled, "x1") as node:
+            await until(lambda: "x1" in controlled.core.present)
+            first = await controlled.give(operator.intent())
+            await controlled.reaches(await controlled.roll(first), "done")
+            last = controlled.core.floors["x1"][1]
+            lie = documents.Assignment(
+                fleet=operator.fleet,
+                node="x1",
+                node_key=node.public,
+                epoch=1,
+                generation=last + 1_000_000,
+                intent=first,
+                bundles=(),
+                expires=int(time.time()) + 3_600,
+            )
+            shelf = controlled.core.shelf
+            data = documents.pack(
+                documents.DesiredDocument(
+                    assignment=documents.sign(lie, other),
+                    intent=shelf.intents[first].envelope,
+                    controller=shelf.certificate(fleets.public(other)).envelope,
+                )
+            )
+            assert await controlled.core.learn("x1", data) is counts
+            assert (controlled.core.floors["x1"][1] > last) is counts
 
 
 async def test_answer_that_is_no_base64_is_as_none():

@@ -391,28 +391,15 @@ async def test_what_the_disk_does_not_take_is_published_to_nobody(servers, opera
         base = controlled.core.database
         async with house.nodes(servers, controlled, ["d1", "d2"]) as nodes:
             intent = await controlled.give(operator.intent())
-            # SQLite's own full error: there is to be no page more than there are.
-            pages = await base.read(lambda one: one.execute("PRAGMA page_count").fetchone()[0])
-            await base.read(lambda one: one.execute(f"PRAGMA max_page_count={pages}").fetchone())
-            await fills(base)
-            with pytest.raises(Problem) as refused:
-                await controlled.roll(intent)
-            assert refused.value.code == "store_unavailable"
-            assert "store_unavailable" in codes(controlled)
-            assert controlled.core.rollouts == {}
-            assert all(one.state.present is None for one in nodes.values())
-            await base.read(lambda one: one.execute("PRAGMA max_page_count=1073741823").fetchone())
+            async with house.full(base):
+                with pytest.raises(Problem) as refused:
+                    await controlled.roll(intent)
+                assert refused.value.code == "store_unavailable"
+                assert "store_unavailable" in codes(controlled)
+                assert controlled.core.rollouts == {}
+                assert all(one.state.present is None for one in nodes.values())
             await controlled.reaches(await controlled.roll(intent), "done")
             assert "store_unavailable" not in codes(controlled)
-
-
-async def fills(base):
-    """Rows until no page is left that has room."""
-    for size in (2_000, 200, 20):
-        with pytest.raises(Problem):  # noqa: PT012 - as many as fit
-            for number in itertools.count():
-                row = (f"{size}-{number}", b"x" * size)
-                await base.write(lambda one: one.execute("INSERT INTO sources VALUES (?, ?)", row))  # noqa: B023
 
 
 async def test_controllers_that_know_nothing_of_each_other_agree_on_documents(servers, operator, tmp_path):

@@ -144,8 +144,8 @@ async def test_stolen_controllers_key_puts_nobody_in_the_place_of_a_node(
         "other labels": {"labels": {"role": "payroll"}},
     }[forge]
     forged = msgspec.structs.replace(joined(host, host.invited()), **fields)
-    _, envelope = records.shared(forged, stolen, fleet=operator.fleet, controller="c2", now_s=1)
-    assert not await controlled.core.learn_record(envelope)
+    key, envelope = records.shared(forged, stolen, fleet=operator.fleet, controller="c2", now_s=1)
+    assert not await controlled.core.learn_record(envelope, key)
     assert controlled.core.nodes[name].key == host.public
     assert controlled.core.nodes[name].labels == {"role": "web"}
 
@@ -162,6 +162,51 @@ def joined(host, invited):
         expires=token.expires,
         request=asked.decode(),
     )
+
+
+async def test_host_that_joins_while_the_disk_is_full_is_told_so_and_keeps_its_invitation(
+    fleet, controlled, operator, name, tmp_path
+):
+    host, thief = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    invited = host.invited()
+    async with house.full(controlled.core.database):
+        assert await code_of(host.ask(invited)) == "store_unavailable"
+        assert name not in controlled.core.nodes
+        # Meanwhile nobody else has it: it says elsewhere that this host used it.
+        assert await code_of(thief.ask(invited)) == "enrolment_used"
+    await host.ask(invited)
+    assert controlled.core.nodes[name].key == host.public
+    assert await code_of(thief.ask(invited)) == "enrolment_used"
+
+
+async def test_record_under_another_name_is_not_taken(fleet, controlled, operator, name, tmp_path):
+    """The engine shows one host's record in the place of another's."""
+    host = Host(fleet, operator, name, tmp_path)
+    record = joined(host, host.invited())
+    key, envelope = records.shared(record, controlled.core.key, fleet=operator.fleet, controller="c1", now_s=1)
+    assert not await controlled.core.learn_record(envelope, f"joined-{'0' * 32}")
+    assert not await controlled.core.learn_record(envelope, "rollout-a")
+    assert name not in controlled.core.nodes
+    assert await controlled.core.learn_record(envelope, key)
+
+
+async def test_another_connection_has_nothing_judged_anew(fleet, operator, tmp_path, signer, name):
+    """Of what is there as it was: with ten thousand nodes it would take the controller from everything else."""
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer) as controlled:
+        await controlled.leads()
+        host = Host(fleet, operator, name, tmp_path)
+        await host.ask(host.invited())
+        await controlled.roll(await controlled.give(operator.intent()))
+        await until(lambda: name in controlled.leader._engine_has)
+        judged = []
+        record, desired = controlled.core.learn_record, controlled.core.learn
+        controlled.core.learn_record = lambda *given: judged.append(given) or record(*given)
+        controlled.core.learn = lambda *given: judged.append(given) or desired(*given)
+        connections = controlled.running.connection.connections
+        await controlled.running.connection._state.client.close()
+        await until(lambda: controlled.running.connection.connections > connections and controlled.leader.acts)
+        known = {f"joined-{one}" for one in controlled.core.tokens}
+        assert [one for one in judged if one[-1] in known or one[0] in controlled.core.nodes] == []
 
 
 async def test_name_that_another_host_has_is_given_to_nobody_until_that_key_is_revoked(
