@@ -264,7 +264,7 @@ class Leader:
         epoch, connected = self._lease.epoch, self._connection.connections
         if self._streams:
             await self._engine.provide(self._streams)
-        # What is there as it was is known already: nothing of ten thousand nodes is judged anew because of a connection.
+        # What is there as it was is known already: nothing is judged anew because of another connection.
         await self._follow()
         self._shelf_shared = None
         await self._learn_desired()
