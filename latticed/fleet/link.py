@@ -138,6 +138,7 @@ class Link:
         self._waiting = _Waiting()
         self._sent: bytes | None = None
         self._numbers = 0
+        self._pushed = 0
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -218,13 +219,24 @@ class Link:
             await self._connection.wait_up()
             seen = self._connection.connections
             with contextlib.suppress(EngineUnavailable):
-                document = await self._engine.desired()
+                document = await self._looked_up()
                 if document is not None:
                     self._hand_over(document)
             await self._pause(self._periods.reconcile_s, seen)
 
+    async def _looked_up(self) -> bytes | None:
+        """The desired document. What was asked before another one was pushed may be older, and would take its place in
+        the outbox: it is asked again.
+        """
+        while True:
+            pushed = self._pushed
+            document = await self._engine.desired()
+            if pushed == self._pushed:
+                return document
+
     async def _watch(self) -> None:
         async for document in self._engine.watch_desired():
+            self._pushed += 1
             self._hand_over(document)
 
     def _hand_over(self, document: bytes) -> None:

@@ -43,8 +43,8 @@ class NodesEnd:
 
 
 @contextlib.asynccontextmanager
-async def linked(fleet, node, directory, urls=None, https=None, hosts=()):
-    """The node's end of a link, and the link itself. `hosts`: of https servers that it may ask."""
+async def linked(fleet, node, directory, urls=None, https=None, hosts=(), engine=NatsEngine):
+    """The node's end of a link, and the link itself. `hosts`: of https servers that it may ask; `engine`: its class."""
     directory.mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
     mine = NodesEnd(*await asyncio.open_connection(sock=theirs))
@@ -58,7 +58,7 @@ async def linked(fleet, node, directory, urls=None, https=None, hosts=()):
     async with connection:
         link = Link(
             connection,
-            NatsEngine(connection, node),
+            engine(connection, node),
             spool,
             await asyncio.open_connection(sock=ours),
             periods=QUICK,

@@ -46,6 +46,27 @@ class TestDesired:
         found = await pair.following(messages.NewDesired, lambda one: one.document == last)
         assert found.document == last
 
+    async def test_document_that_was_looked_up_takes_no_newer_ones_place(self, fleet, controller, node, tmp_path):
+        """A node then had the older one until it was looked up again, a minute later: of a thousand always some."""
+        asked, answered = asyncio.Event(), asyncio.Event()
+
+        class LateAnswer(NatsEngine):
+            async def desired(self):
+                found = await super().desired()
+                if found == b"old" and not asked.is_set():
+                    asked.set()
+                    await answered.wait()
+                return found
+
+        revision = await controller.put_desired(node, b"old", 0)
+        async with asyncio.timeout(WAIT_S), linked(fleet, node, tmp_path / "spool", engine=LateAnswer) as (mine, _):
+            await asked.wait()
+            revision = await controller.put_desired(node, b"new", revision)
+            assert (await mine.following(messages.NewDesired)).document == b"new"
+            answered.set()
+            await controller.put_desired(node, b"newest", revision)
+            assert (await mine.following(messages.NewDesired)).document == b"newest"
+
 
 class TestPublished:
     async def test_newest_status_is_published(self, pair, controller, node):
