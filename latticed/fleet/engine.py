@@ -126,6 +126,9 @@ class ControllerEngine(Protocol):
     async def chunks_kept(self, sha256: str) -> int:
         """How many chunks of a bundle are kept."""
 
+    async def forget_bundle(self, sha256: str) -> None:
+        """Drop all chunks of a bundle."""
+
     def all_statuses(self) -> AsyncIterator[Sequence[Stored]]:
         """Nodes' statuses as they are now, and then an end."""
 

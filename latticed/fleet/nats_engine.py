@@ -179,6 +179,9 @@ class NatsControllerEngine:
     async def chunks_kept(self, sha256: str) -> int:
         return len(await self._subjects(subjects.BUNDLES_STREAM, f"bundle.{subjects.sha256(sha256)}.*"))
 
+    async def forget_bundle(self, sha256: str) -> None:
+        await self._purge(subjects.BUNDLES_STREAM, {"filter": f"bundle.{subjects.sha256(sha256)}.*"})
+
     def all_statuses(self) -> AsyncIterator[Sequence[Stored]]:
         return self._kept(subjects.STATUS_STREAM, "st.*")
 
@@ -189,10 +192,7 @@ class NatsControllerEngine:
         return self._read(subjects.EVENTS_STREAM, "ev.*.audit", after)
 
     async def forget_events(self, node: str, revision: int) -> None:
-        wanted = {"filter": subjects.events(node), "seq": revision + 1}
-        done = await self._api(f"STREAM.PURGE.{subjects.EVENTS_STREAM}", wanted)
-        if "error" in done:
-            raise EngineUnavailable(_description(done))
+        await self._purge(subjects.EVENTS_STREAM, {"filter": subjects.events(node), "seq": revision + 1})
 
     async def event_counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
@@ -202,8 +202,10 @@ class NatsControllerEngine:
         return counts
 
     async def thin_events(self, node: str, keep: int) -> None:
-        wanted = {"filter": subjects.events(node), "keep": keep}
-        done = await self._api(f"STREAM.PURGE.{subjects.EVENTS_STREAM}", wanted)
+        await self._purge(subjects.EVENTS_STREAM, {"filter": subjects.events(node), "keep": keep})
+
+    async def _purge(self, stream: str, wanted: dict[str, Any]) -> None:
+        done = await self._api(f"STREAM.PURGE.{stream}", wanted)
         if "error" in done:
             raise EngineUnavailable(_description(done))
 

@@ -51,6 +51,8 @@ _TOGETHER_S: Final = 0.05
 """For what comes close behind to be decided together."""
 _FAILURES: Final = 3
 """Rounds that failed one after the other, after which everything in the engine is looked at anew."""
+_GONE_S: Final = 60
+"""How long the engine has the word that a record is there no more."""
 _AHEAD_S: Final = 60
 """Between two assignments of a node that says it has taken up something else: it may say so as often as it likes."""
 
@@ -451,6 +453,17 @@ class Leader:
         """Have the engine keep a bundle's chunks, unless it has all. EngineUnavailable, Conflict, OSError."""
         if await self._engine.chunks_kept(sha256) < size // CHUNK_BYTES + 1:
             await chunks.put(self._engine, self._bundles / f"{sha256}.tar")
+
+    async def forget(self, shared: Iterable[str], bundles: Iterable[str]) -> None:
+        """Have the engine keep these records and bundles no longer. EngineUnavailable, Conflict."""
+        for key in shared:
+            revision, _ = self._shared.pop(key, (0, b""))
+            self._shared_steps.pop(key, None)
+            if revision and self._lease.held:
+                await self._engine.put(key, b"", revision, ttl_s=_GONE_S)
+        for sha256 in bundles:
+            if self._lease.held:
+                await self._engine.forget_bundle(sha256)
 
     async def _put_bundles(self) -> None:
         for bundle in list(self._core.bundles.values()):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from latticed.fleet import deployment, documents, subjects
-from latticed.fleet.controller import bundle_files, database, store
+from latticed.fleet.controller import bundle_files, database, retention, store
 from latticed.fleet.controller import settings as settings_of
 from latticed.fleet.controller.core import FleetCore
 from latticed.fleet.controller.cutting_off import CuttingOff
@@ -25,6 +25,7 @@ from latticed.fleet.controller.leader import ControllerPeriods, Leader
 from latticed.fleet.controller.lease import Lease
 from latticed.fleet.controller.readers import NodeReaders
 from latticed.fleet.controller.views import LinkFacts
+from latticed.fleet.engine import Conflict, EngineUnavailable
 from latticed.fleet.nats_connection import PAUSES, NatsConnection, NatsEndpoint
 from latticed.fleet.nats_engine import NatsControllerEngine
 from latticed.kit import files, logs
@@ -223,9 +224,16 @@ class RunningController:
 
     async def _forget(self) -> None:
         while True:
-            with contextlib.suppress(Problem):
-                await self.core.forget_alarms()
             await asyncio.sleep(_FORGET_S)
+            # What fails comes again at the next look.
+            with contextlib.suppress(Problem, EngineUnavailable, Conflict, OSError):
+                await self.forget()
+
+    async def forget(self) -> None:
+        """Drop what need not be kept any more. Problem, EngineUnavailable, Conflict, OSError."""
+        await self.core.forget_alarms()
+        if self.leader.acts:
+            await retention.drop(self.core, self.leader, self.settings.bundles, keep_s=self.settings.keep_s)
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:

@@ -145,6 +145,8 @@ class ControllerSettings(_Section, frozen=True, kw_only=True):
     """Where backups are written; empty: beneath the state directory."""
     assignment_s: Annotated[int, Meta(ge=3_600, le=366 * 86_400)] = 7 * 86_400
     """How long a node may take up what it is assigned; renewed while it has not."""
+    keep_s: Annotated[int, Meta(ge=3_600, le=3_660 * 86_400)] = 90 * 86_400
+    """How long what is over is kept: rollouts, invitations that have expired, bundles that no intent needs any more."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is written to the log from: debug, info, warning or error."""
     rollout: GateSettings = GateSettings()

@@ -199,6 +199,13 @@ def put_bundle(connection: Connection, bundle: KeptBundle) -> None:
     )
 
 
+def drop(connection: Connection, *, rollouts: Iterable[str], tokens: Iterable[str], bundles: Iterable[str]) -> None:
+    """By name, token and SHA-256."""
+    connection.executemany("DELETE FROM rollouts WHERE name = ?", [(one,) for one in rollouts])
+    connection.executemany("DELETE FROM tokens WHERE token = ?", [(one,) for one in tokens])
+    connection.executemany("DELETE FROM bundles WHERE sha256 = ?", [(one,) for one in bundles])
+
+
 def put_alarms(connection: Connection, alarms: Iterable[KeptAlarm]) -> None:
     """The first word about something is kept; of too many the oldest go."""
     connection.executemany(
