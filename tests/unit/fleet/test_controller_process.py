@@ -59,7 +59,7 @@ def test_says_what_it_is_and_ends_by_sigterm(running):
     fleet = running.get("fleet")
     assert (fleet["fleet"], fleet["controller"], fleet["leader"]) == (running.operator.fleet, "c1", True)
     assert fleet["lease"]["holder"] == "c1"
-    assert fleet["engine"] == {"connected": True, "reason": ""}
+    assert fleet["engine"] == {"connected": True, "reason": "", "cuts_off": False}
     assert fleet["certificate"]["state"] == "valid"
     assert running.stop() == 0
     assert not running.socket.exists()
