@@ -85,6 +85,13 @@ def measure(bench: Bench) -> list[rows.Row]:
         _alone("log.write, the same", logs),
         _alone("kv.get by JSON-RPC itself, the same", raws, wanted_s=MAX_S),
         _pipelined(deep),
+        # Go is not at hand, so these are only named: HashiCorp's go-plugin over gRPC, as published, on another machine.
+        rows.Row(
+            target="P5",
+            what="a call of go-plugin over gRPC, not recorded; one alone, and many under way",
+            ours="-",
+            reference="82–112 µs, 40,000–77,000/s as published, not measured here",
+        ),
     ]
 
 

@@ -1,16 +1,22 @@
-"""P7: the control socket, beside an aiohttp server that does nothing and beside supervisord's XML-RPC."""
+"""P7: the control socket, beside an aiohttp server that does nothing and beside supervisord's XML-RPC.
+
+Health is also asked all the time while plugins are activated and while a changed trust policy has all judged again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 import xmlrpc.client
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import daemon, many, processes, rows
-from benchmarks.bench import say
+from benchmarks.bench import REPOSITORY, say
 from benchmarks.references import supervisord
+from tests.house import bundles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +27,7 @@ BARE = Path(__file__).parent / "references" / "bare_aiohttp.py"
 LISTED = 500
 HEALTH = "/api/health"
 CPU, FASTER = 1.45, 5.0
+WORST_S = 0.050
 
 
 def measure(bench: Bench) -> list[rows.Row]:
@@ -51,11 +58,67 @@ def measure(bench: Bench) -> list[rows.Row]:
             lambda: _each(lambda: theirs.call_raw(everything), 2),
             count=bench.pairs,
         )
+        many_active = bench.some(400, 60)
+        activation = _while_activating(ours, bare_client, many_active)
+        reload = _while_policy_changes(ours, place / "d" / "trust.json", bare_client)
     return [
         _cpu_row(cpu),
         _faster_row("GET /api/health, one client", latency, "getState", FASTER),
         _listing_row(listing),
+        _worst_row(f"GET /api/health beside {many_active} activations", activation),
+        _worst_row(f"GET /api/health beside a changed trust policy, {many_active} active plugins", reload),
     ]
+
+
+def _while_activating(ours: daemon.Daemon, bare: processes.UnixHttp, count: int) -> list[tuple[float, float]]:
+    """Install `count` plugins, then ask as `_asked` does while they are activated."""
+    command = [sys.executable, "-m", "benchmarks.deciding", str(ours.client.path), str(count)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE) as clients:
+        assert clients.stdout is not None
+        for _ in ("installed", "active"):
+            clients.stdout.readline()
+        found = _asked(ours, bare, lambda: clients.poll() is not None)
+    if clients.returncode:
+        raise RuntimeError("the plugins could not be activated")
+    return found
+
+
+def _while_policy_changes(ours: daemon.Daemon, policy: Path, bare: processes.UnixHttp) -> list[tuple[float, float]]:
+    """Have one more author trusted, and ask as `_asked` does until that is in effect."""
+    policy.write_bytes(bundles.policy_bytes(many.AUTHOR, bundles.author("other")))
+    command = [sys.executable, "-c", _UNTIL_IN_EFFECT, str(ours.client.path)]
+    with subprocess.Popen(command, cwd=REPOSITORY) as waiting:
+        return _asked(ours, bare, lambda: waiting.poll() is not None)
+
+
+_UNTIL_IN_EFFECT = """
+import json, pathlib, sys, time
+from benchmarks import processes
+client = processes.UnixHttp(pathlib.Path(sys.argv[1]))
+while len(json.loads(client.ask("GET", "/api/trust"))["publishers"]) < 2:
+    time.sleep(0.05)
+"""
+
+
+def _asked(ours: daemon.Daemon, bare: processes.UnixHttp, over: Callable[[], bool]) -> list[tuple[float, float]]:
+    """What one question for health took, and one to the bare server right after it, until it is over."""
+    found: list[tuple[float, float]] = []
+    while not over() or not found:
+        found.append((_each(lambda: ours.client.ask("GET", HEALTH), 1), _each(lambda: bare.ask("GET", "/"), 1)))
+    return found
+
+
+def _worst_row(what: str, found: list[tuple[float, float]]) -> rows.Row:
+    ours, bare = zip(*found, strict=True)
+    p99_s = rows.percentile(list(ours), 0.99)
+    return rows.Row(
+        target="P7",
+        what=what,
+        ours=f"worst {rows.seconds(max(ours))}, p99 {rows.seconds(p99_s)} of {len(ours):,}",
+        reference=f"worst {rows.seconds(max(bare))} bare aiohttp, in turn with it",
+        wanted=f"≤ {WORST_S * 1e3:.0f} ms",
+        met=max(ours) <= WORST_S,
+    )
 
 
 def _filled(bench: Bench, place: Path) -> daemon.Place:

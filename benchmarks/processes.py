@@ -23,12 +23,12 @@ class UnixHttp(HTTPConnection):
 
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=30.0)
-        self._unix = str(path)
+        self.path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(self._unix)
+        self.sock.connect(str(self.path))
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> bytes:
         """The body of the answer; RuntimeError unless its status is 200."""

@@ -118,7 +118,9 @@ async def query_in_parts(
 
 def merged(parts: Sequence[list[dict[str, Any]]], *, newest_first: bool = False) -> list[dict[str, Any]]:
     """Events of several chains in one order, by time; each chain's own order is kept."""
-    return list(heapq.merge(*parts, key=lambda event: str(event["ts"]), reverse=newest_first))
+    # Those of one transaction have the same time, and the other order in the other direction.
+    ordered = reversed(parts) if newest_first else parts
+    return list(heapq.merge(*ordered, key=lambda event: str(event["ts"]), reverse=newest_first))
 
 
 async def last_calls(

@@ -41,7 +41,7 @@ class Committer:
     just now, before the next one.
 
     `refused`: why the disk did not take the last batch, None once it has; what is essential does not count, as it may
-    be from the reserve.
+    be from the reserve. `changes`: how many jobs were carried out that were no events.
     """
 
     def __init__(self, entered: StateDir, transaction: Transaction, reserve: Reserve) -> None:
@@ -50,6 +50,7 @@ class Committer:
         self._transaction = transaction
         self._reserve = reserve
         self.refused: Problem | None = None
+        self.changes = 0
         self._looked_s = 0.0
         self._synchronous = "normal"
         reserve.held()  # allocates it now: at the first write the disk may be full already
@@ -184,6 +185,7 @@ class Committer:
         # Events of earlier jobs must be inserted outside the savepoint, or its rollback would take them along.
         chains.flush()
         before = chains.state
+        self.changes += 1
         connection.execute("SAVEPOINT change")
         try:
             job.result = change(self._transaction)

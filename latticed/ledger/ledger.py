@@ -71,6 +71,7 @@ class Ledger:
         self.trouble: Problem | None = None
         """What a check while running found wrong with the file."""
         self._floors_refused: Problem | None = None
+        self._kept: dict[str, tuple[int, Any]] = {}
         self._probed_s = 0.0
         self._floors_turn = asyncio.Lock()
         """Held while floors are signed and written, so that two calls write in their order."""
@@ -104,6 +105,16 @@ class Ledger:
     def read(self, question: Callable[[Connection], T]) -> T:
         """Run a short point query inline, on the event loop. Sees what is committed; Problem ledger_unavailable."""
         return self._readers.ask(question)
+
+    def read_kept(self, name: str, question: Callable[[Connection], T]) -> T:
+        """As `read`, for what is asked often and hardly changes: the answer is kept under `name`, and asked for again
+        once anything but events was written. It must not be changed by who gets it.
+        """
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != self._writer.changes:
+            kept = self._kept[name] = (self._writer.changes, self.read(question))
+        found: T = kept[1]
+        return found
 
     async def read_slow(self, question: Callable[[Connection], T]) -> T:
         """Run a long query off the loop, on one snapshot; consume cursors within `question`.

@@ -67,6 +67,8 @@ class LedgerWriter:
         """The newest events that this process has committed, and whose callers were all called back."""
         self.refused: Problem | None = None
         """Why the disk did not take the last batch; None where it did."""
+        self.changes = 0
+        """A number that is another one after a commit of anything but events."""
 
     async def start(self) -> state.StateDir:
         """Enter the state directory on the thread; raises the Problems of `state.enter`."""
@@ -163,7 +165,7 @@ class LedgerWriter:
             if batch:
                 heads = committer.perform(batch)
                 # Told of the whole batch at once, so the loop is woken once and not for every job.
-                self._tell(self._deliver, batch, heads, chains.position, committer.refused)
+                self._tell(self._deliver, batch, heads, chains.position, committer.refused, committer.changes)
 
     def _take(self, batch: list[WriteJob]) -> bool:
         """Fill `batch` with queued jobs, blocking for the first; False when the writer is to stop after it."""
@@ -175,11 +177,13 @@ class LedgerWriter:
             jobs = self._queue.get()
         return False
 
-    def _deliver(self, batch: list[WriteJob], heads: list[Head], tip: Position, refused: Problem | None) -> None:
+    def _deliver(
+        self, batch: list[WriteJob], heads: list[Head], tip: Position, refused: Problem | None, changes: int
+    ) -> None:
         """On the event loop: have who made a batch's jobs called back, then waiters woken, its heads handed over."""
         # In slices: a host call is made when it is called back, which takes a millisecond for a large answer, and a
         # batch may be of 1,500.
-        self.refused = refused
+        self.refused, self.changes = refused, changes
         called_back = [(job.done, (job.result, job.error)) for job in batch]
         self._calls.put([*called_back, (self._advance, (tip,)), *((self._on_head, (head,)) for head in heads)])
 

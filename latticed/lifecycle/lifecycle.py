@@ -23,7 +23,7 @@ from latticed.lifecycle.upgrades import Upgrades
 from latticed.lifecycle.write_behind import WriteBehind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from latticed.lifecycle.deps import LifecycleDeps
     from latticed.lifecycle.presence import Presence
@@ -189,6 +189,11 @@ class Lifecycle:
     def records(self) -> Mapping[str, Record]:
         """Every record by id, tombstones too."""
         return self.state.records
+
+    @property
+    def active(self) -> Collection[str]:
+        """The ids of the records whose status is active."""
+        return self.state.active
 
     @property
     def plugins(self) -> Mapping[str, PluginToRun]:

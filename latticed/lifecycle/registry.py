@@ -279,10 +279,12 @@ class Registry:
             plugin = state.plugins[record.id] = presence.plugin_of(record, self.defaults)
             (self._critical.add if plugin.manifest.critical else self._critical.discard)(record.id)
         state.records[record.id] = record
+        active = record.status is Status.ACTIVE
+        (state.active.add if active else state.active.discard)(record.id)
         self._sources[record.source] = record.id
         if record.accepted:
             self.catalog.mark_recorded(record.source)
-        self.catalog.set_active(record.source, active=record.status is Status.ACTIVE)
+        self.catalog.set_active(record.source, active=active)
         self.update_permissions(record.id)
 
     def put_later(self, record: Record) -> None:

@@ -27,6 +27,8 @@ class LifecycleState:
 
     records: dict[str, Record] = field(default_factory=dict)
     """By id, tombstones too."""
+    active: set[str] = field(default_factory=set)
+    """Ids of the records whose status is active."""
     plugins: dict[str, PluginToRun] = field(default_factory=dict)
     """By id, what the supervisor needs of each accepted plugin."""
     presences: dict[str, Presence] = field(default_factory=dict)

@@ -65,7 +65,8 @@ def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web
                 # If the refusal cannot be recorded, audit_unavailable is raised and answered in its place.
                 await _record_refusal(ask, problem)
             raise
-        return answer if isinstance(answer, web.StreamResponse) else _json(answer)
+        # By its type first: asking a class of aiohttp for its instances is slow, where it is not the very one.
+        return answer if type(answer) is web.Response or isinstance(answer, web.StreamResponse) else _json(answer)
 
     return handle
 

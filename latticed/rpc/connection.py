@@ -86,7 +86,8 @@ class ControlConnection(LimitedConnection):
 
         Returns the answer that was sent and whether the connection is lost, as aiohttp's `RequestHandler` does.
         """
-        fitting = problems.of_http_error(resp) if isinstance(resp, web.HTTPException) else resp
+        plain = type(resp) is web.Response  # as nearly all are; asking for an instance of what it is not is slow
+        fitting = problems.of_http_error(resp) if not plain and isinstance(resp, web.HTTPException) else resp
         finished = await super().finish_response(request, fitting, start_time)
         self._unsent = False
         # aiohttp has not seen the end of file (`eof_received`), and would wait for a next request until `idle_s`.

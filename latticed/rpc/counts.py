@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from latticed.model.lifecycle import Status
 from latticed.model.runtime import why_not_running
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ async def count_plugins(api: Api) -> PluginCounts:
 async def not_running(api: Api) -> dict[str, int]:
     """How many active plugins are not running, by reason: `starting`, or the code of the error that stopped them."""
     found: Counter[str] = Counter()
-    active = [record.id for record in api.lifecycle.records.values() if record.status is Status.ACTIVE]
+    active = list(api.lifecycle.active)
     for begin in range(0, len(active), BATCH):
         if begin:
             await asyncio.sleep(0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from latticed.model.lifecycle import Record
     from latticed.rpc.api import Api, Ask
     from latticed.rpc.responses import AuditHead, Glance, HealthReport, Lifted, SandboxReport, Trouble, Trust
+    from latticed.sandbox.levels import Level, Provided
 
 
 class Lift(Body, frozen=True):
@@ -43,19 +45,33 @@ async def health(ask: Ask) -> web.Response:
         answer["problems"] = [{"code": code, "detail": detail} for code, detail in found]
         answer["not_running"] = await counts.not_running(ask.api)
         answer["notes"] = notes(ask.api)
-        answer["sandbox"] = _sandbox(ask.api)
-    return web.Response(
-        status=503 if found else 200, body=json.dumps(answer).encode("ascii"), content_type="application/json"
-    )
+        answer["sandbox"] = _sandbox(ask.api.spawner.probed.provided, ask.api.spawner.floor)
+    return web.Response(status=503 if found else 200, body=_encoded.of(answer), content_type="application/json")
 
 
-def _sandbox(api: Api) -> SandboxReport:
+class _Encoded:
+    """The JSON of an answer, kept while answers are equal: whoever watches asks often, and hears the same."""
+
+    def __init__(self) -> None:
+        self._answer: Any = None
+        self._body = b""
+
+    def of(self, answer: Any) -> bytes:
+        if answer != self._answer:
+            self._answer, self._body = answer, json.dumps(answer).encode("ascii")
+        return self._body
+
+
+_encoded: Final = _Encoded()
+
+
+@functools.lru_cache(maxsize=1)
+def _sandbox(provided: Provided, floor: Level) -> SandboxReport:
     """The sandbox as probed at the daemon's start."""
-    provided = api.spawner.probed.provided
     return {
         "level": provided.level.token,
         "features": sorted(provided.features),
-        "floor": api.spawner.floor.token,
+        "floor": floor.token,
         "missing": [{"token": one.token, "step": one.words, "fix": one.fix} for one in provided.failures],
     }
 
@@ -91,7 +107,7 @@ def notes(api: Api) -> list[Trouble]:
     found: list[Trouble] = [{"code": code, "detail": detail} for code, detail in api.undelivered()]
     found += _ended_sources(api)
     # Calls only: they are removed by default settings, decisions only where an operator wants it.
-    removed = api.ledger.read(lambda db: rows.checkpoint(db, chain=CALLS))
+    removed = api.ledger.read_kept("calls removed", lambda db: rows.checkpoint(db, chain=CALLS))
     if removed is None:
         return found
     limits = api.settings.audit.calls

@@ -186,11 +186,11 @@ class ChannelKeeper:
 
     def degraded(self) -> dict[str, str]:
         """Why each degraded channel is that, by name."""
-        return self._ledger.read(deliveries.degraded)
+        return self._ledger.read_kept("degraded channels", deliveries.degraded)
 
     def waiting(self) -> int:
         """How many notifications of all senders no channel was found for yet."""
-        return self._ledger.read(notifications.usage)[0]
+        return self._ledger.read_kept("notifications waiting", notifications.usage)[0]
 
     def _backoff_s(self, failures: int) -> float:
         settings = self._queue.settings

@@ -23,10 +23,11 @@ async def home():
         lifecycle = found.app.api.lifecycle
         record = lifecycle.records["acme.demo"]
         lifecycle.state.records |= {f"acme.p{n}": replace(record, id=f"acme.p{n}") for n in range(MANY)}
+        lifecycle.state.active |= lifecycle.state.records.keys()
         refused = Refused(code=Code.DIGEST_MISMATCH, reason="x", hint="y")
         lifecycle.registry._verdicts |= {f"plugins/r{n}": refused for n in range(MANY)}
         yield found
-        lifecycle.state.records = {"acme.demo": record}
+        lifecycle.state.records, lifecycle.state.active = {"acme.demo": record}, {"acme.demo"}
 
 
 async def turns_of_others(work):
