@@ -140,8 +140,7 @@ class Committer:
         # One event alone is one statement, which is a transaction of its own.
         alone = len(batch) == 1 and not due and isinstance(batch[0].change, _EVENTS)
         try:
-            # A signed head is copied to the journal, which may survive a power cut better than the WAL: so fsync.
-            self._synchronise(fully=bool(due) or any(job.durable for job in batch))
+            self._synchronise(fully=any(job.durable for job in batch))
             # IMMEDIATE takes the write lock here; otherwise a busy database would fail within a job.
             if not alone:
                 connection.execute("BEGIN IMMEDIATE")

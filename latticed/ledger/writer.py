@@ -21,6 +21,7 @@ from latticed.ledger import state
 from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
 from latticed.ledger.reserve import Reserve
+from latticed.ledger.signed_heads import SignedHeads
 from latticed.ledger.threads import joined
 from latticed.ledger.transaction import Transaction, WriteJob
 from latticed.model.chain import Position
@@ -61,6 +62,7 @@ class LedgerWriter:
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._open = False
         self._calls = SlicedCalls(SLICE_S)
+        self._heads = SignedHeads(directory / f"{state.DATABASE}-wal", self._tell_heads)
         self._waiting: list[asyncio.Future[None]] = []
         self._waiting_for_calls: list[asyncio.Future[None]] = []
         self.tip = Position()
@@ -138,6 +140,12 @@ class LedgerWriter:
         self._queue.put(None)
         await joined(self._thread)
         await asyncio.sleep(0)  # what the thread told the loop last is run before this goes on
+        await self._called_back()
+        await self._heads.close()
+        await self._called_back()
+
+    async def _called_back(self) -> None:
+        """Return once everybody was called back who is to be by now."""
         called_back = self._loop.create_future()
         self._calls.put([(resolve, (called_back, None, None))])
         await called_back
@@ -185,7 +193,13 @@ class LedgerWriter:
         # batch may be of 1,500.
         self.refused, self.changes = refused, changes
         called_back = [(job.done, (job.result, job.error)) for job in batch]
-        self._calls.put([*called_back, (self._advance, (tip,)), *((self._on_head, (head,)) for head in heads)])
+        self._calls.put([*called_back, (self._advance, (tip,))])
+        if heads:
+            self._calls.put([(self._heads.put, (heads, any(job.durable for job in batch)))])
+
+    def _tell_heads(self, heads: list[Head]) -> None:
+        """Hand over heads; a failure of one holds no other up."""
+        self._calls.put([(self._on_head, (head,)) for head in heads])
 
     def _advance(self, tip: Position) -> None:
         """Set the tip and wake who waits for such events, once those who made them know."""
