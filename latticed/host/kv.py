@@ -196,7 +196,7 @@ def key_fault(key: str) -> str | None:
         found = f"'{key}'"
     elif "/" in key or "\\" in key:
         found = "a '/'" if "/" in key else "a '\\'"
-    elif any(text.is_control(c) for c in key):
+    elif not (key.isascii() and key.isprintable()) and any(text.is_control(c) for c in key):
         found = "a control character"
     return f"{KEY_RULE}, found {found}" if found else None
 

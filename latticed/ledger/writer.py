@@ -10,13 +10,13 @@ Cancelling a waiting caller changes nothing about its write.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import queue
 import threading
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from latticed.kit.sliced_calls import SlicedCalls
+from latticed.kit.threads import LoopCalls
 from latticed.ledger import state
 from latticed.ledger.chain import Chains
 from latticed.ledger.commit import Committer
@@ -58,6 +58,7 @@ class LedgerWriter:
         self._queue: queue.SimpleQueue[list[WriteJob] | None] = queue.SimpleQueue()
         self._staged: list[WriteJob] = []  # the jobs of this turn
         self._ready: asyncio.Future[state.StateDir] = self._loop.create_future()
+        self._told = LoopCalls()
         # Not a daemon thread: the interpreter would end it in the middle of a commit at exit.
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=False)
         self._open = False
@@ -139,7 +140,7 @@ class LedgerWriter:
         self._hand_over()
         self._queue.put(None)
         await joined(self._thread)
-        await asyncio.sleep(0)  # what the thread told the loop last is run before this goes on
+        self._told.close()  # what the thread told the loop last is done before this goes on
         await self._called_back()
         await self._heads.close()
         await self._called_back()
@@ -159,10 +160,10 @@ class LedgerWriter:
                 chains = Chains(entered.writer, key=entered.key, now=self._clock)
                 committer = Committer(entered, Transaction(entered.writer, chains), Reserve(self._directory))
                 # Only once chains and reserve are ready: the first write may come as soon as the loop sees this.
-                self._tell(resolve, self._ready, entered, None)
+                self._told.put(resolve, self._ready, entered, None)
                 self._serve(committer, chains)
         except BaseException as error:  # noqa: BLE001 - `start` raises it; an exception of the thread itself would be lost
-            self._tell(resolve, self._ready, None, error)
+            self._told.put(resolve, self._ready, None, error)
 
     def _serve(self, committer: Committer, chains: Chains) -> None:
         """Commit batch by batch until `stop` has queued None."""
@@ -173,7 +174,7 @@ class LedgerWriter:
             if batch:
                 heads = committer.perform(batch)
                 # Told of the whole batch at once, so the loop is woken once and not for every job.
-                self._tell(self._deliver, batch, heads, chains.position, committer.refused, committer.changes)
+                self._told.put(self._deliver, batch, heads, chains.position, committer.refused, committer.changes)
 
     def _take(self, batch: list[WriteJob]) -> bool:
         """Fill `batch` with queued jobs, blocking for the first; False when the writer is to stop after it."""
@@ -211,11 +212,6 @@ class LedgerWriter:
             self._waiting = []
         for waiter in waiting:
             resolve(waiter, None, None)
-
-    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
-        """Have the event loop call `callback`; nothing when the loop is closed."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(callback, *arguments)
 
 
 def resolve(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

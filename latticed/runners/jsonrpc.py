@@ -322,7 +322,8 @@ class JsonRpcSession:
 
     def _start_some(self) -> None:
         """Start calls in the order in which they came, as many as there is room for the results of."""
-        while self._queue and self._started < SERVED_AT_ONCE and self._may_write():
+        may_write = self._may_write()  # once: nothing is written here
+        while may_write and self._queue and self._started < SERVED_AT_ONCE:
             self._started += 1
             serve, answer = self._queue.popleft()
             try:
@@ -332,7 +333,7 @@ class JsonRpcSession:
                 continue
             if rest is not None:
                 self._run(rest).add_done_callback(functools.partial(_tell, answer))
-        if self._queue and not self._may_write():
+        if self._queue and not may_write:
             self._wait_for_room()
 
     def _take_answer(

@@ -1,14 +1,15 @@
-"""kit.threads: a thread is started without waiting until it runs."""
+"""kit.threads: a thread is started without waiting until it runs, and has the loop make calls."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from latticed.kit.threads import UnawaitedThread
+from latticed.kit.threads import LoopCalls, UnawaitedThread
 
 
 @pytest.fixture
@@ -45,3 +46,27 @@ def test_thread_that_cannot_be_had_raises_and_is_not_alive(monkeypatch: pytest.M
         thread.start()
     assert not thread.is_alive()
     assert thread not in threading.enumerate()
+
+
+async def test_loop_makes_the_calls_of_threads_in_order_and_those_left_at_the_close() -> None:
+    """A failing one goes to the loop's handler and holds no other up."""
+    loop = asyncio.get_running_loop()
+    faults: list[object] = []
+    loop.set_exception_handler(lambda _, context: faults.append(type(context["exception"])))
+    calls, enough = LoopCalls(), asyncio.Event()
+    made: list[int] = []
+
+    def thread() -> None:
+        for number in range(1_000):
+            calls.put(made.append, number)
+        calls.put([].pop)
+        calls.put(enough.set)
+
+    worker = threading.Thread(target=thread)
+    worker.start()
+    await enough.wait()
+    worker.join()
+    assert (made, faults) == (list(range(1_000)), [IndexError])
+    calls.put(made.append, 1_000)
+    calls.close()
+    assert made[-1] == 1_000
