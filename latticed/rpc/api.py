@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -155,6 +154,7 @@ class Ask:
         self.api = api
         self.request = request
         self._asked: QueryParams | None = None
+        self._scopes: Scope | None = None
 
     @property
     def peer(self) -> Peer:
@@ -169,11 +169,13 @@ class Ask:
         """The caller as audit events name it."""
         return self.api.access.actor(self.peer)
 
-    # Once per request: a reload of the settings meanwhile does not change them halfway.
-    @functools.cached_property
+    @property
     def scopes(self) -> Scope:
         """The scopes of the caller."""
-        return self.api.access.scopes(self.peer)
+        # Once per request: a reload of the settings meanwhile does not change them halfway.
+        if self._scopes is None:
+            self._scopes = self.api.access.scopes(self.peer)
+        return self._scopes
 
     def may_take(self, seconds: float) -> None:
         """Let the answer take `seconds`, where that is more than answers usually may (`ControlConnection.answer_s`)."""
@@ -201,8 +203,11 @@ class Ask:
 
     def take_query(self, kind: type[QueryParams]) -> None:
         """Read the query as the `kind` that the route declares; Problem bad_request for anything else in it."""
-        given = self.request.query
         known = kind.__struct_fields__
+        if not known and "?" not in self.request.raw_path:  # as most are
+            self._asked = kind()
+            return
+        given = self.request.query
         for name in given:
             # Of a parameter given twice, dict() below would silently drop one.
             if name not in known or len(given.getall(name)) != 1:
