@@ -33,6 +33,7 @@ _HEARTBEAT_S: Final = 15.0
 _WRITE_S: Final = 20.0
 """A reader that takes nothing for that long is not told any more."""
 _PAGE: Final = 200
+_HELP: Final = "latticectl fleet --help; a latticectl of another version may ask for what is not known here"
 
 T = TypeVar("T")
 _Limit = Annotated[int, Meta(ge=1, le=view.MOST_LISTED)]
@@ -137,7 +138,8 @@ class FleetApi:
         _query(request, NoQuery)
         name = request.match_info["name"]
         if name not in self.core.nodes:
-            raise Problem("not_found", f"expected a node of this fleet, found none that is {name[:80]}")
+            reason = f"expected a node of this fleet, found none that is {name[:80]}"
+            raise Problem("not_found", reason, "latticectl fleet nodes lists them")
         return views.node_view(self.core, name)
 
     async def events(self, request: web.Request) -> view.EventsPage | web.StreamResponse:
@@ -156,7 +158,8 @@ class FleetApi:
     async def _follow(self, request: web.Request, asked: EventsQuery) -> web.StreamResponse:
         """Events as lines of JSON, those that there are and those that come."""
         if not cast("ControllerConnection", request.protocol).stream():
-            raise Problem("too_many_streams", f"expected at most {serving.STREAMS} streams of a user, found more")
+            reason = f"expected at most {serving.STREAMS} streams of a user, found more"
+            raise Problem("too_many_streams", reason, "end another latticectl fleet events -f of this user")
         answer = web.StreamResponse(headers={"Content-Type": view.LINES_TYPE})
         await answer.prepare(request)
         after, came = asked.after, self.core.events_came
@@ -234,7 +237,8 @@ class FleetApi:
         _query(request, NoQuery)
         name = request.match_info["name"]
         if (record := self.core.rollouts.get(name)) is None:
-            raise Problem("not_found", f"expected a rollout, found none of the name {name[:80]}")
+            reason = f"expected a rollout, found none of the name {name[:80]}"
+            raise Problem("not_found", reason, "latticectl fleet status shows rollouts")
         return self.operations.rollout_view(record)
 
     async def act(self, request: web.Request) -> view.RolloutView:
@@ -295,14 +299,14 @@ def _bad_request() -> Any:
     try:
         yield
     except (msgspec.ValidationError, strict_json.InvalidJson) as error:
-        raise Problem("bad_request", str(error)[:300]) from error
+        raise Problem("bad_request", str(error)[:300], _HELP) from error
 
 
 def _query(request: web.Request, shape: type[T]) -> T:
     """The parameters of a request; Problem bad_request."""
     given = dict(request.query)
     if len(given) != len(request.query):
-        raise Problem("bad_request", "expected each parameter once, found one twice")
+        raise Problem("bad_request", "expected each parameter once, found one twice", _HELP)
     with _bad_request():
         return msgspec.convert(given, shape, strict=False)
 
@@ -313,9 +317,9 @@ async def _raw(request: web.Request, most: int) -> bytes:
         async with asyncio.timeout(_BODY_S):
             data = await request.read()
     except (web.RequestPayloadError, TimeoutError) as error:
-        raise Problem("bad_request", "expected a body that is whole and comes in time") from error
+        raise Problem("bad_request", "expected a body that is whole and comes in time", "ask again") from error
     if len(data) > most:
-        raise Problem("too_large", f"expected a body of at most {most} bytes, found {len(data)}")
+        raise Problem("too_large", f"expected a body of at most {most} bytes, found {len(data)}", _HELP)
     return data
 
 
@@ -332,4 +336,6 @@ async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
         async for data in request.content.iter_chunked(1 << 18):
             yield data
     except web.RequestPayloadError as error:
-        raise Problem("bad_request", "expected a body that is whole") from error
+        raise Problem(
+            "bad_request", "expected a body that is whole", "send it again: latticectl fleet roll --bundle"
+        ) from error

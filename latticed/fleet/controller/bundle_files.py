@@ -7,6 +7,7 @@ which plugin of an intent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -21,13 +22,50 @@ from latticed.model.errors import Problem
 from latticed.trust import payload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 _HALF: Final = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{12}")
 _MANIFEST_BYTES: Final = 1 << 20
 _HOW: Final = "make it by: tar -cf NAME.tar -C BUNDLE manifest.json artifact"
+_AGAIN: Final = "it was altered while it was sent: latticectl fleet roll --bundle sends it again"
+_SMALLER: Final = "hosts take no larger one; leave out what the plugin does not need, and sign it anew"
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Coming:
+    """The room for bundles, `most` bytes, as those share it that come at the same time."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._arrived: list[list[int]] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[list[int]]:
+        """One bundle that comes, and is kept when the block ends."""
+        arrived = [0]
+        self._arrived.append(arrived)
+        try:
+            yield arrived
+        finally:
+            self._arrived[:] = [one for one in self._arrived if one is not arrived]
+
+    async def within(
+        self, body: AsyncIterator[bytes], arrived: list[int], *, kept: Callable[[], int]
+    ) -> AsyncIterator[bytes]:
+        """`body`, as long as there is room for it beside those that are `kept` and all that come; Problem
+        quota_exceeded.
+        """
+        self._check(kept() + 1)
+        async for data in body:
+            arrived[0] += len(data)
+            self._check(kept())
+            yield data
+
+    def _check(self, kept: int) -> None:
+        if kept + sum(one for (one,) in self._arrived) > self._most:
+            reason = f"expected room for one more bundle, found {kept} bytes of bundles kept, and others that come"
+            raise Problem("quota_exceeded", reason, "[engine] bundles_bytes in the settings is how many there may be")
 
 
 async def received(directory: Path, sha256: str, body: AsyncIterator[bytes], *, most: int, now_s: int) -> KeptBundle:
@@ -42,11 +80,12 @@ async def received(directory: Path, sha256: str, body: AsyncIterator[bytes], *, 
             async for data in body:
                 size += len(data)
                 if size > most:
-                    raise Problem("too_large", f"expected a bundle of at most {most} bytes, found more")
+                    raise Problem("too_large", f"expected a bundle of at most {most} bytes, found more", _SMALLER)
                 digest.update(data)
                 await tasks.in_thread(lambda: files.write_all(fd, data))  # noqa: B023 - it is done before the next
             if digest.hexdigest() != sha256:
-                raise Problem("bundle_mismatch", f"expected a file with SHA-256 {sha256}, found {digest.hexdigest()}")
+                reason = f"expected a file with SHA-256 {sha256}, found {digest.hexdigest()}"
+                raise Problem("bundle_mismatch", reason, _AGAIN)
             await tasks.in_thread(lambda: os.fsync(fd))
             kept = await tasks.in_thread(lambda: _described(fd, sha256, size, now_s))
         await tasks.in_thread(lambda: fresh.rename(directory / f"{sha256}.tar"))

@@ -119,7 +119,8 @@ class FleetCore:
                 found = kept.signed.document
                 what = f"a certificate of {found.node}" if kept.kind == "node" else "a list of users"
                 expected = f"expected {what} with a serial above the last one's"
-                raise Problem("document_old", f"{expected}, found {found.serial}")
+                hint = "latticectl fleet sign (or revoke) makes one with the next serial"
+                raise Problem("document_old", f"{expected}, found {found.serial}", hint)
             node, alarms = self._certified(kept)
             now_s = self.now_s()
 

@@ -161,7 +161,8 @@ class ControllerDatabase:
                 self._connection.backup(copy, pages=_PAGES)
                 copy.execute("PRAGMA journal_mode=DELETE")
                 if found := _fault(copy):
-                    raise Problem("store_damaged", f"expected a sound copy, found: {found}")
+                    hint = "latticed-controller --rebuild begins an empty database with what the fleet has"
+                    raise Problem("store_damaged", f"expected a sound copy, found: {found}", hint)
             finally:
                 copy.close()
             with files.closing(os.open(target, os.O_RDONLY | os.O_CLOEXEC)) as fd:
@@ -264,7 +265,8 @@ def _open(path: Path) -> Connection:
         connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
-            raise Problem("state_unusable", f"expected a file system that can hold a WAL, found journal mode {mode}")
+            reason = f"expected a file system that can hold a WAL, found journal mode {mode}"
+            raise Problem("state_unusable", reason, "state_dir in the settings names a directory on a local disk")
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_BYTES}")
         if found := _fault(connection):

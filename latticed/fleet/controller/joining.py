@@ -49,7 +49,8 @@ class NodeSigner:
             nkeys.check_public(wanted.account, nkeys.KeyKind.ACCOUNT)
             return NodeSigner(nkeys.Key.from_seed(seed), wanted.account)
         except (OSError, ValueError) as error:
-            raise Problem("settings_invalid", f"enrolment.node_signer: {path}: {error}") from error
+            hint = "latticectl fleet init writes it: controllers/NAME/node-signer of the fleet's directory"
+            raise Problem("settings_invalid", f"enrolment.node_signer: {path}: {error}", hint) from error
 
 
 class Joining:

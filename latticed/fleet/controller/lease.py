@@ -1,6 +1,6 @@
 """Who of several controllers acts: a lease that is taken and renewed by compare-and-set, and ends by itself.
 
-It is held until `margin_s` before the engine drops it, by this host's monotonic clock and from before it was asked for:
+It is held until `margin_s` before the engine drops it, by a clock that nobody sets and from before it was asked for:
 whatever becomes of answers, two do not act at the same time, unless an engine lies. Then generations and
 compare-and-set keep nodes from taking up anything twice.
 """
@@ -44,6 +44,13 @@ class LeasePeriods:
     """How often one who does not hold it looks whether it is free."""
 
 
+def boottime_s() -> float:
+    """Seconds by the clock that nobody sets and that goes on while the host is suspended (clock_gettime(2)): the engine
+    does not wait for a host that sleeps.
+    """
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class LeaseWords(Struct, frozen=True, kw_only=True):
     """What is kept under `KEY`. `instance` is of one start of a controller; `at` by its clock."""
 
@@ -74,8 +81,8 @@ class Lease:
         self._was_held = False
         self.seen: LeaseWords | None = None
         """Who holds it, as it was last seen; None when nobody does."""
-        self.seen_s = time.monotonic()
-        """When `seen` was last another one, or another moment of the same (monotonic)."""
+        self.seen_s = boottime_s()
+        """When `seen` was last another one, or another moment of the same (`boottime_s`)."""
         self.other_lives = False
         """Whether another controller was seen to renew it: what it shares is then the newest that there is."""
         self.lost = 0
@@ -86,7 +93,7 @@ class Lease:
     @property
     def held(self) -> bool:
         """Whether this controller may act now."""
-        return time.monotonic() < self._until_s
+        return boottime_s() < self._until_s
 
     async def keep(self) -> None:
         """Take it when it is free, renew it, and take it again when it was lost."""
@@ -98,7 +105,7 @@ class Lease:
             self._tell()
             pause_s = self._periods.renew_s if self.held else self._periods.look_s
             # Not later than it ends: then whoever asks is told so.
-            left_s = self._until_s - time.monotonic()
+            left_s = self._until_s - boottime_s()
             await asyncio.sleep(min(pause_s, left_s) if left_s > 0 else pause_s)
             self._tell()
 
@@ -114,7 +121,7 @@ class Lease:
         if not self.held:
             self._drop()
             return
-        began_s = time.monotonic()
+        began_s = boottime_s()
         try:
             self._took(await self._put(self._revision), began_s)
         except Conflict:
@@ -127,13 +134,13 @@ class Lease:
         kept = await self._engine.get(KEY)
         words = _read(kept.data) if kept is not None else None
         if words != self.seen:
-            before, self.seen, self.seen_s = self.seen, words, time.monotonic()
+            before, self.seen, self.seen_s = self.seen, words, boottime_s()
             self.other_lives |= before is not None and words is not None and before.instance == words.instance
         # One that was never renewed is held by nobody, even where the engine does not drop it.
-        stale = time.monotonic() - self.seen_s > _STALE * self._periods.ttl_s
+        stale = boottime_s() - self.seen_s > _STALE * self._periods.ttl_s
         if words is not None and words.instance != self._instance and not stale:
             return
-        began_s = time.monotonic()
+        began_s = boottime_s()
         try:
             revision = await self._put(kept.revision if kept is not None else 0)
         except Conflict:
@@ -156,7 +163,7 @@ class Lease:
         now_s = int(time.time())
         words = LeaseWords(holder=self._holder, instance=self._instance, at=now_s, until=now_s + self._periods.ttl_s)
         revision = await self._engine.put(KEY, msgspec.json.encode(words), expected, ttl_s=self._periods.ttl_s)
-        self.seen, self.seen_s = words, time.monotonic()
+        self.seen, self.seen_s = words, boottime_s()
         return revision
 
     def _took(self, revision: int, began_s: float) -> None:

@@ -46,6 +46,7 @@ class FleetOperations:
     def __init__(self, running: RunningController) -> None:
         self._running = running
         self._core, self._leader = running.core, running.leader
+        self._coming = bundle_files.Coming(running.settings.engine.bundles_bytes)
 
     def check_leader(self) -> None:
         """Problem not_leader: another controller decides, or none does."""
@@ -75,20 +76,18 @@ class FleetOperations:
         settings, core = self._running.settings, self._core
         kept = core.bundles.get(sha256)
         if kept is None:
-            used = sum(one.size for one in core.bundles.values())
-            room = settings.engine.bundles_bytes - used
-            if room <= 0:
-                reason = f"expected room for one more bundle, found {used} bytes of bundles kept"
-                raise Problem(
-                    "quota_exceeded", reason, "[engine] bundles_bytes in the settings is how many there may be"
+            with self._coming.one() as arrived:
+                kept = await bundle_files.received(
+                    settings.bundles,
+                    sha256,
+                    self._coming.within(body, arrived, kept=lambda: sum(one.size for one in core.bundles.values())),
+                    most=view.MOST_BUNDLE_BYTES,
+                    now_s=core.now_s(),
                 )
-            kept = await bundle_files.received(
-                settings.bundles, sha256, body, most=min(view.MOST_BUNDLE_BYTES, room), now_s=core.now_s()
-            )
-            found = kept
-            async with core.changing:
-                await core.write(lambda connection: store.put_bundle(connection, found))
-                core.bundles[sha256] = kept
+                found = kept
+                async with core.changing:
+                    await core.write(lambda connection: store.put_bundle(connection, found))
+                    core.bundles[sha256] = kept
             new = True
         else:
             new = False
@@ -147,7 +146,8 @@ class FleetOperations:
                 raise Problem("not_found", f"expected a rollout, found none of the name {name}", _LIST)
             now_s = core.now_s()
             if record.closed or (what == "back" and self._later(record)):
-                raise Problem("invalid_transition", f"expected a rollout whose nodes it has still, found {name} ended")
+                reason = f"expected a rollout whose nodes it has still, found {name} ended"
+                raise Problem("invalid_transition", reason, _LIST)
             plain = record.rollout()
             if what == "back" and not any(plain.back(node) for node in plain.touched):
                 hint = "sign an intent whose back_to names what they had (latticectl fleet sign), and roll that"
@@ -213,19 +213,24 @@ class FleetOperations:
         try:
             signed = documents.read(envelope, Invocation)
         except Malformed as error:
-            raise Problem("document_malformed", f"expected an invocation that an operator signed: {error}") from error
+            reason = f"expected an invocation that an operator signed: {error}"
+            raise Problem("document_malformed", reason, _INVOKE) from error
         wanted: Invocation = signed.document
         if signed.key not in core.shelf.operators or wanted.fleet != core.fleet:
-            raise Problem("operator_unknown", "expected an invocation by an operator of this fleet, found another")
+            raise Problem(
+                "operator_unknown", "expected an invocation by an operator of this fleet, found another", _WHO
+            )
         if signed.key in core.shelf.revoked:
-            raise Problem("operator_revoked", "expected an operator who is not revoked, found one who is")
+            raise Problem("operator_revoked", "expected an operator who is not revoked, found one who is", _WHO)
         node = core.nodes.get(wanted.node)
         if node is None:
             raise Problem("not_found", f"expected a node of this fleet, found none that is {wanted.node}", _NODES)
         if node.key != wanted.node_key:
-            raise Problem("other_node", f"expected an invocation for the key {node.key}, found {wanted.node_key}")
+            reason = f"expected an invocation for the key {node.key}, found {wanted.node_key}"
+            raise Problem("other_node", reason, f"latticectl fleet node {wanted.node} shows its key; sign another one")
         if wanted.expires <= core.now_s():
-            raise Problem("invocation_expired", f"expected an invocation that is valid now, found {wanted.expires}")
+            reason = f"expected an invocation that is valid now, found {wanted.expires}"
+            raise Problem("invocation_expired", reason, _INVOKE)
         try:
             answer = await self._running.engine.invoke(wanted.node, envelope, _ANSWER_S)
         except (EngineUnavailable, ValueError) as error:
@@ -234,10 +239,12 @@ class FleetOperations:
         try:
             found = documents.read(answer, InvocationResult)
         except Malformed as error:
-            raise Problem("answer_forged", f"expected an answer that {wanted.node} signed: {error}") from error
+            reason = f"expected an answer that {wanted.node} signed: {error}"
+            raise Problem("answer_forged", reason, _FORGED) from error
         result: InvocationResult = found.document
         if found.key != node.key or (result.node, result.nonce) != (wanted.node, wanted.nonce):
-            raise Problem("answer_forged", f"expected the answer of {wanted.node} to this question, found another")
+            reason = f"expected the answer of {wanted.node} to this question, found another"
+            raise Problem("answer_forged", reason, _FORGED)
         return view.InvocationAnswer(
             node=result.node,
             nonce=result.nonce,
@@ -255,7 +262,8 @@ class FleetOperations:
         try:
             await tasks.in_thread(lambda: directory.mkdir(mode=0o700, parents=True, exist_ok=True))
         except OSError as error:
-            raise Problem("store_unavailable", f"cannot write into {directory}: {error.strerror}") from error
+            hint = "backup_dir in the settings names another directory; systemctl restart latticed-controller"
+            raise Problem("store_unavailable", f"cannot write into {directory}: {error.strerror}", hint) from error
         size, sha256 = await self._core.database.backup(target)
         return view.BackupDone(path=os.fspath(target), size=size, sha256=sha256)
 
@@ -295,6 +303,9 @@ class FleetOperations:
 
 _LIST: Final = "latticectl fleet status shows rollouts"
 _NODES: Final = "latticectl fleet nodes lists them"
+_WHO: Final = "latticectl fleet status --format json shows the operators whom the controller believes"
+_INVOKE: Final = "latticectl fleet invoke signs one and sends it at once"
+_FORGED: Final = "somebody else answers for it: latticectl fleet events, and its agent's log, say what it did"
 _ACTS: Final[dict[str, Callable[[Rollout, str, float], Rollout]]] = {
     "halt": lambda plain, reason, _: rollout.halted(plain, reason or "by an operator"),
     "resume": lambda plain, _, now_s: rollout.resumed(plain, now_s=now_s),
@@ -308,7 +319,8 @@ def sources(wanted: Iterable[view.SourceWanted]) -> tuple[BundleSource, ...]:
     for one in wanted:
         for url in one.urls:
             if not _URL.fullmatch(url):
-                raise Problem("bad_request", f"expected an https address, found {url[:100]!r}")
+                hint = "latticectl fleet roll --help"
+                raise Problem("bad_request", f"expected an https address, found {url[:100]!r}", hint)
         found.append(BundleSource(id=one.id, sha256=one.sha256, urls=one.urls))
     return tuple(found)
 

@@ -22,7 +22,7 @@ from latticed.fleet.controller.core import FleetCore
 from latticed.fleet.controller.cutting_off import CuttingOff
 from latticed.fleet.controller.joining import Joining, NodeSigner
 from latticed.fleet.controller.leader import ControllerPeriods, Leader
-from latticed.fleet.controller.lease import Lease
+from latticed.fleet.controller.lease import Lease, boottime_s
 from latticed.fleet.controller.readers import NodeReaders
 from latticed.fleet.controller.views import LinkFacts
 from latticed.fleet.engine import Conflict, EngineUnavailable
@@ -90,7 +90,8 @@ class RunningController:
         try:
             tls = ssl.create_default_context(cafile=settings_of.secret(settings.engine.ca))
         except OSError as error:
-            raise Problem("settings_invalid", f"engine.ca: {settings.engine.ca}: {error}") from error
+            hint = "latticectl fleet init writes it: controllers/NAME/ca.pem of the fleet's directory"
+            raise Problem("settings_invalid", f"engine.ca: {settings.engine.ca}: {error}", hint) from error
         base = await stack.enter_async_context(database.opened(state))
         key = await asyncio.to_thread(_own_key, settings_of.secret(settings.key), state / KEY)
         credentials = await asyncio.to_thread(settings_of.secret, settings.engine.credentials)
@@ -170,7 +171,7 @@ class RunningController:
             held=lease.held,
             lost=lease.lost,
             seen=lease.seen,
-            unseen_s=now_s - lease.seen_s,
+            unseen_s=boottime_s() - lease.seen_s,
             troubles=dict(self.leader.troubles),
             cuts_off=self.cutting_off.able,
             not_cut_off=self.cutting_off.trouble,

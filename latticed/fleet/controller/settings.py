@@ -36,6 +36,7 @@ FILES: Final = "/etc/latticed-controller"
 BESIDE: Final = Path(f"{FILES}/controller.toml")
 """Where it is read when there is none at `DEFAULT`."""
 _BYTES: Final = 256 << 10
+_SETTINGS: Final = "man latticed-controller says what may be there; then: systemctl restart latticed-controller"
 _SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
 _Path = Annotated[str, Meta(pattern=r"^/[^\x00]{0,1023}\Z")]
 _Words = Annotated[tuple[Literal["read", "operate"], ...], Meta(max_length=2)]
@@ -223,7 +224,7 @@ def read(path: Path) -> ControllerSettings:
             if keys.encode_base64(keys.decode_base64(key, size=keys.KEY_BYTES)) != key:
                 raise ValueError(f"operators: expected keys in base64 with their padding, found {key}")
     except (OSError, ValueError, trusted_files.ForeignFile) as error:  # of msgspec, tomllib and keys too
-        raise Problem("settings_invalid", f"{path}: {error}") from error
+        raise Problem("settings_invalid", f"{path}: {error}", _SETTINGS) from error
     return found
 
 
@@ -243,11 +244,13 @@ def gid(name: str) -> int:
     try:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
-        raise Problem("settings_invalid", f"[access]: expected a group of this host, found {name!r}") from error
+        reason = f"[access]: expected a group of this host, found {name!r}"
+        raise Problem("settings_invalid", reason, "getent group shows them") from error
 
 
 def _uid(name: str) -> int:
     try:
         return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
     except KeyError as error:
-        raise Problem("settings_invalid", f"[access]: expected a user of this host, found {name!r}") from error
+        reason = f"[access]: expected a user of this host, found {name!r}"
+        raise Problem("settings_invalid", reason, "getent passwd shows them") from error

@@ -38,6 +38,7 @@ KINDS: Final[dict[str, type[documents.FleetDocument]]] = {
 MOST_INTENTS: Final = 2_000
 MOST_LISTS: Final = 200
 """Lists of revocations."""
+_ANEW: Final = "latticed-controller --rebuild begins with what the fleet still has; its backups have the rest"
 
 
 class KeptDocument(Value, frozen=True, kw_only=True):
@@ -181,14 +182,18 @@ def judged(shelf: DocumentShelf, envelope: bytes) -> KeptDocument:
         expected = "expected the signature of an operator whom the controller's settings name"
         raise Problem("operator_unknown", f"{expected}, found one by {kept.signed.key}", "[operators] in the settings")
     if kept.signed.key in shelf.revoked:
-        raise Problem("operator_revoked", f"expected an operator who is not revoked, found {kept.signed.key}")
+        reason = f"expected an operator who is not revoked, found {kept.signed.key}"
+        raise Problem("operator_revoked", reason, "latticectl fleet sign, with another operator's key")
     if kept.signed.document.fleet != shelf.fleet:
         found = kept.signed.document.fleet
-        raise Problem("other_fleet", f"expected a document of the fleet {shelf.fleet}, found one of {found}")
+        reason = f"expected a document of the fleet {shelf.fleet}, found one of {found}"
+        raise Problem("other_fleet", reason, "latticectl fleet sign --fleet names another fleet's directory")
     if kept.kind == "intent" and len(shelf.intents) >= MOST_INTENTS and kept.signed.sha256 not in shelf.intents:
-        raise Problem("quota_exceeded", f"expected at most {MOST_INTENTS} intents, found one more")
+        reason = f"expected at most {MOST_INTENTS} intents, found one more"
+        raise Problem("quota_exceeded", reason, _ANEW)
     if kept.kind == "revocations" and len(shelf.lists) >= MOST_LISTS and kept.signed.sha256 not in shelf.lists:
-        raise Problem("quota_exceeded", f"expected at most {MOST_LISTS} lists of revocations, found one more")
+        reason = f"expected at most {MOST_LISTS} lists of revocations, found one more"
+        raise Problem("quota_exceeded", reason, _ANEW)
     return kept
 
 

@@ -10,11 +10,12 @@ import itertools
 import random
 import shutil
 import sys
+import time
 
 import pytest
 
 from latticed.fleet import documents
-from latticed.fleet.controller import database
+from latticed.fleet.controller import database, lease
 from latticed.fleet.documents import Assignment
 from latticed.fleet.nats_engine import NatsControllerEngine
 from latticed.model.errors import Problem
@@ -277,6 +278,54 @@ async def test_controller_that_loses_its_lease_stops_at_once(servers, operator, 
             await controlled.reaches(await controlled.roll(intent), "done")
 
 
+async def test_lease_ends_while_its_host_is_suspended(servers, monkeypatch):
+    """The engine does not wait for it; a clock that stands still in a suspend would have it act long after."""
+    async with servers.connected("controller") as connection:
+        engine = await servers.provide(connection)
+        held = lease.Lease(engine, "c1")
+        keeping = asyncio.ensure_future(held.keep())
+        try:
+            await until(lambda: held.held)
+            asleep = time.clock_gettime(time.CLOCK_BOOTTIME) + 3_600
+            monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: asleep}.__getitem__)
+            assert not held.held
+        finally:
+            keeping.cancel()
+            await asyncio.wait({keeping})
+
+
+async def test_bundles_that_come_together_share_the_room(servers, operator, tmp_path):
+    """Each of them would have fitted alone."""
+    async with house.running(servers, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        operations = controlled.operations
+        size = servers.sizes.bundles_bytes
+        going = asyncio.Event()
+
+        async def half():
+            for _ in range(10):
+                yield bytes(size // 20)
+            await going.wait()
+
+        async def most():
+            for _ in range(15):
+                yield bytes(size // 20)
+
+        first = asyncio.ensure_future(operations.take_bundle("a" * 64, half()))
+        await until(lambda: sum(one for (one,) in operations._coming._arrived) >= size // 2 - 20)
+        with pytest.raises(Problem) as refused:
+            await operations.take_bundle("b" * 64, most())
+        assert refused.value.code == "quota_exceeded"
+        going.set()
+        with pytest.raises(Problem) as refused:
+            await first
+        assert refused.value.code == "bundle_mismatch"
+        # What did not come to be leaves its room to others.
+        with pytest.raises(Problem) as refused:
+            await operations.take_bundle("b" * 64, most())
+        assert refused.value.code == "bundle_mismatch"
+
+
 async def steal(engine, thief):
     import msgspec
 
@@ -340,7 +389,7 @@ async def test_lost_state_is_rebuilt_from_what_the_fleet_has(servers, operator, 
 
 FULL = """
 import asyncio, os, pathlib, sys
-from latticed.fleet.controller import database
+from latticed.fleet.controller import database, lease
 from latticed.model.errors import Problem
 
 place = pathlib.Path(sys.argv[1])
