@@ -11,11 +11,14 @@ from unittest import mock
 
 from generate.markdown import Page, anchored, code, or_dash, sentence, slug
 from latticed import system
+from latticed.fleet import controller_view
+from latticed.fleet.controller import measures
 from latticed.rpc import counts, metrics, status
 from latticed.runners.usage import Usage
 from latticed.supervisor.schedules import ScheduleCounts
 from latticed.system.plugin import SystemPlugin
 
+FLEET: Final = "The controller of a fleet"
 UNITS: Final = (("_seconds_total", "seconds"), ("_seconds", "seconds"), ("_bytes_total", "bytes"), ("_bytes", "bytes"))
 SINCE_1970: Final = (
     "_last_run_seconds",
@@ -94,9 +97,20 @@ def known() -> list[Metric]:
         list(metrics._source_lines([end]))
         group = "The disk of the state"
         list(metrics._disk_lines(None))
+    with mock.patch.object(measures, "_family", record), mock.patch.object(measures, "views", _fleet_views()):
+        group = FLEET
+        one = mock.MagicMock()
+        list(measures._lines(one, one, alarms=[one], rollouts={"running": 0}, heard={"status": 0}, now_s=0))
     for name, plugin in _measured():
         found += [Metric(f"latticed_{one.name}", one.kind, one.text, one.labels, f"Plugin {name}") for one in plugin]
     return found
+
+
+def _fleet_views() -> Any:
+    """What the controller's measures are made of: no node, and a certificate that holds."""
+    nodes = controller_view.NodeCounts()
+    certificate = controller_view.CertificateView(state="valid", key="")
+    return SimpleNamespace(counts=lambda _: nodes, certificate=lambda _: certificate)
 
 
 def _measured() -> list[tuple[str, Any]]:
@@ -137,6 +151,11 @@ def page() -> str:
         metrics_by.setdefault(one.group, []).append(one)
     for group, those in metrics_by.items():
         found.heading(group)
+        if group == FLEET:
+            found.text(
+                "On the socket of `latticed-controller`, with `read` in its `[access]`; numbers, and names of no node:"
+            )
+            found.block("text", "curl --unix-socket /run/latticed-controller/control.sock http://localhost/metrics")
         found.table(
             ("metric", "type", "unit", "labels", "meaning"),
             [
