@@ -128,10 +128,12 @@ async def test_failed_start_names_stage_and_errno():
     assert "No such file" in failed.value.reason
 
 
-async def test_start_beyond_its_deadline_fails_and_leaves_no_child():
+async def test_start_beyond_its_deadline_fails_and_leaves_no_child(stuck):
     started = Started()
-    with children.spec_of("echo never") as spec, pytest.raises(Problem, match="within 0 s"):
-        await child.spawn(spec, on_exit=started.on_exit, stdout=started.out, stderr=started.err, deadline_s=0)
+    with children.spec_of("echo never") as spec:
+        spec.plan.update(stuck)
+        with pytest.raises(Problem, match="within 0 s"):
+            await child.spawn(spec, on_exit=started.on_exit, stdout=started.out, stderr=started.err, deadline_s=0)
     assert not children.descendants(os.getpid())
 
 

@@ -108,7 +108,7 @@ async def test_artifact_of_many_reads_is_copied_whole():
     assert out.data == b"whole\n"
 
 
-async def test_launcher_that_is_killed_is_told_as_such(monkeypatch):
+async def test_launcher_that_is_killed_is_told_as_such(monkeypatch, stuck):
     """It has reported no pid: nothing of the child is there."""
     real = launch.launch
 
@@ -118,9 +118,10 @@ async def test_launcher_that_is_killed_is_told_as_such(monkeypatch):
         return started
 
     monkeypatch.setattr(launch, "launch", killed)
-    with pytest.raises(launch.StageFailed, match="ended without a word"):
-        # Its artifact is too large to be copied before the signal comes.
-        await start("x" * (32 << 20), "isolated", ())
+    with children.spec_of("echo never") as spec:
+        spec.plan.update(stuck)
+        with pytest.raises(launch.StageFailed, match="ended without a word"):
+            await child.spawn(spec, on_exit=print, stdout=children.Heard(), stderr=children.Heard())
     assert not children.descendants(os.getpid())
 
 

@@ -71,6 +71,19 @@ def test_calls_of_other_architectures_kill_the_process(arch, number):
     assert (found == bpf.KILL_PROCESS) == (arch != syscalls.X86_64.audit)
 
 
+def test_number_at_an_edge_is_its_own():
+    """Of neighbours with other answers, at both ends of a part, and behind one longer than a jump of 8 bits."""
+    machine = syscalls.AARCH64
+    long = bpf.SyscallRule(tuple((bpf.Argument(0, (way,)),) for way in range(100)), errno.EPERM)
+    numbers = {"read": 63, "write": 64, "writev": 66}
+    made = bpf.compile_program(
+        machine, allowed=["write"], rules={"read": long, "writev": long}, errnos={"readv": errno.EACCES}, default=1
+    )
+    found = [bpf_machine.answer(made, arch=machine.audit, number=number, arguments=[99]) for number in range(62, 68)]
+    assert {name: machine.numbers[name] for name in numbers} == numbers
+    assert found == [bpf.ERRNO | 1, bpf.ALLOW, bpf.ALLOW, bpf.ERRNO | errno.EACCES, bpf.ALLOW, bpf.ERRNO | 1]
+
+
 def test_rule_with_a_jump_beyond_8_bits_is_an_error():
     """A jump offset has 8 bits, and must not be truncated."""
     rule = bpf.SyscallRule(((bpf.Argument(0, tuple(range(300))),),), errno.EPERM)
