@@ -42,22 +42,22 @@ def measure(bench: Bench) -> list[rows.Row]:
 async def _measure(place: Path, bench: Bench) -> list[rows.Row]:
     count = bench.some(10_000, 400)
     sizes = deployment.Sizes(nodes=count, bundles_bytes=64 << 20)
-    async with fleet_changes.provided(place, 1, sizes) as (fleet, engine):
-        await fleet_changes.used(fleet)
-        before = fleet_changes.memory_mib(fleet)
+    async with (
+        fleet_changes.provided(place, 1, sizes) as (fleet, engine),
         # Installing is spread as over hosts: what they publish then is not what is measured.
-        async with simulated_fleets.running(fleet, count, place, processes=PROCESSES, install_s=20.0) as nodes:
-            began_s = time.monotonic()
-            await nodes.all_up()
-            say(f"FLEET10K: {count} nodes are connected after {time.monotonic() - began_s:.0f} s")
-            memory = [await fleet_changes.settled(fleet, before, count)]
-            found: list[tuple[list[float], float]] = []
-            for generation in range(1, bench.some(3, 2) + 1):
-                found.append(await fleet_changes.changed(engine, nodes, generation))
-                say(f"FLEET10K: change {generation}: p99 {rows.percentile(found[-1][0], 0.99):.2f} s")
-                await asyncio.sleep(bench.some(45, 1))
-            memory.append(await fleet_changes.settled(fleet, before, count))
-            returned = await _returned(fleet, engine, nodes, gone_s=bench.some(60, 3))
+        simulated_fleets.running(fleet, count, place, processes=PROCESSES, install_s=20.0) as nodes,
+    ):
+        began_s = time.monotonic()
+        await nodes.all_up()
+        say(f"FLEET10K: {count} nodes are connected after {time.monotonic() - began_s:.0f} s")
+        memory = [await fleet_changes.settled(fleet, count)]
+        found: list[tuple[list[float], float]] = []
+        for generation in range(1, bench.some(3, 2) + 1):
+            found.append(await fleet_changes.changed(engine, nodes, generation))
+            say(f"FLEET10K: change {generation}: p99 {rows.percentile(found[-1][0], 0.99):.2f} s")
+            await asyncio.sleep(bench.some(45, 1))
+        memory.append(await fleet_changes.settled(fleet, count))
+        returned = await _returned(fleet, engine, nodes, gone_s=bench.some(60, 3))
     return [*_change_rows(count, found), fleet_changes.memory_row("FLEET10K", count, memory), *returned]
 
 

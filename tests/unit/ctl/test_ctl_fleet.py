@@ -89,7 +89,7 @@ def test_directory_has_what_real_servers_take(ctl, tmp_path, count):
         )
         assert checked.returncode == 0, checked.stderr
         assert "sync_interval: always" in configuration.read_text()
-        assert re.fullmatch(r"GOMEMLIMIT=\d{8}\n", (place / below / "nats-server.env").read_text())
+        assert re.fullmatch(r"GOMEMLIMIT=\d{9}\n", (place / below / "nats-server.env").read_text())
     assert stat.S_IMODE(place.stat().st_mode) == 0o700
     secret = [place / one for one in told["files"] if re.search(r"key$|creds$|signer|secret/", one)]
     assert {stat.S_IMODE(one.stat().st_mode) for one in secret} == {0o600}
