@@ -90,7 +90,7 @@ def measure(bench: Bench) -> list[rows.Row]:
             target="P5",
             what="a call of go-plugin over gRPC, not recorded; one alone, and many under way",
             ours="-",
-            reference="82–112 µs, 40,000–77,000/s as published, not measured here",
+            reference="82–112 µs, 40,000–77,000/s, as published",
         ),
     ]
 

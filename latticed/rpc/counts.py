@@ -75,7 +75,7 @@ async def count_plugins(api: Api) -> PluginCounts:
 
 async def not_running(api: Api) -> dict[str, int]:
     """How many active plugins are not running, by reason: `starting`, or the code of the error that stopped them."""
-    found: Counter[str] = Counter()
+    found: dict[str, int] = {}
     active = list(api.lifecycle.active)
     for begin in range(0, len(active), BATCH):
         if begin:
@@ -83,8 +83,7 @@ async def not_running(api: Api) -> dict[str, int]:
         # Without `paced`, as health is asked often: its turns cost more than looking at a plugin.
         for plugin_id in active[begin : begin + BATCH]:
             runtime = api.supervisor.runtime(plugin_id)
-            # The reason is an empty text for a plugin that runs.
-            found[why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")] += 1
-    # Plugins that do run. A Counter, unlike a dict, does not mind a missing key.
-    del found[""]
+            why = why_not_running(runtime.state, runtime.last_error.code if runtime.last_error else "")
+            if why:  # empty for a plugin that runs
+                found[why] = found.get(why, 0) + 1
     return dict(sorted(found.items()))
