@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOOK_S: Final = 60.0
 """How often the servers are asked which token they have."""
 _QUIET_S: Final = 1.0
-"""After the last answer of several servers."""
+"""After the last answer, where some do not."""
 
 log = logs.get_logger()
 
@@ -120,7 +120,7 @@ class CuttingOff:
         log.info("users_revoked", sha256=sha256, servers=len(answers))
 
     async def _asked(self, subject: str, data: bytes) -> list[bytes]:
-        """What the servers answer, each for itself."""
+        """What the servers answer, each for itself; no longer waited for than until all have."""
         assert self._connection is not None  # noqa: S101 - `keep` has looked
         found: list[bytes] = []
         asked = self._connection.replies(subject, data, timeout_s=_QUIET_S)
@@ -130,6 +130,8 @@ class CuttingOff:
                     if reply.status:  # that nobody answers
                         break
                     found.append(reply.data)
+                    if len(found) >= self._servers:
+                        break
         return found
 
 
