@@ -24,6 +24,7 @@ from latticed.fleet.documents import (
     Signed,
     UserRevocations,
 )
+from latticed.fleet.signers import Identities, Signers
 from latticed.kit import files, strict_json
 from latticed.model.errors import Problem
 
@@ -60,17 +61,17 @@ class FleetDirectory:
         """PEM of the authority of the servers' certificates; Problem fleet_directory_invalid."""
         return _read(self.path / "ca.pem").decode("ascii", "replace")
 
-    def identities(self) -> deployment.Identities | None:
+    def identities(self) -> Identities | None:
         """The message system's; None where it is somebody else's. Problem fleet_directory_invalid, key_invalid."""
         path = self.path / IDENTITIES
-        return deployment.Identities.parse(_read(path)) if os.path.lexists(path) else None
+        return Identities.parse(_read(path)) if os.path.lexists(path) else None
 
-    def signers(self) -> deployment.Signers:
+    def signers(self) -> Signers:
         """What signs users of the accounts; Problem not_found, fleet_directory_invalid, key_invalid."""
         identities = self.identities()
         if identities is not None:
             return identities.signers
-        return deployment.Signers.parse(_read(self.path / SIGNERS))
+        return Signers.parse(_read(self.path / SIGNERS))
 
     def intents(self) -> list[Signed]:
         """Those that were signed here, in the order of their generations."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from latticed.fleet import certificates, deployment, subjects
+from latticed.fleet.signers import Identities, Signers
 from latticed.model.errors import Problem
 from latticed.trust import key_files
 
@@ -117,7 +118,7 @@ def files(wanted: NewFleet, *, now_s: int) -> tuple[NewFile, ...]:
         return _with_own_servers(wanted, wanted.own, names, now_s=now_s)
     if len(wanted.servers) not in {1, 3} or len(set(wanted.servers)) != len(wanted.servers):
         raise Problem("bad_request", f"expected one server or three, found {len(wanted.servers)}")
-    identities = deployment.Identities.generate()
+    identities = Identities.generate()
     authority = certificates.authority(wanted.fleet, now_s=now_s)
     made = [
         NewFile(path="fleet.json", data=_facts(wanted)),
@@ -154,7 +155,7 @@ def _with_own_servers(wanted: NewFleet, own: OwnServers, names: list[str], *, no
     """What there is to a fleet over servers that are there already. Who runs them puts `accounts` into theirs."""
     if len(wanted.servers) > _MOST_SERVERS or len(set(wanted.servers)) != len(wanted.servers):
         raise Problem("bad_request", f"expected 1 to {_MOST_SERVERS} servers, each once, found {len(wanted.servers)}")
-    signers = deployment.Signers.generate(control=own.control, nodes=own.nodes)
+    signers = Signers.generate(control=own.control, nodes=own.nodes)
     claims = deployment.account_claims(signers, sizes=wanted.sizes)
     made = [
         NewFile(path="fleet.json", data=_facts(wanted)),
@@ -177,7 +178,7 @@ def server_name(number: int) -> str:
 
 def _servers(
     wanted: NewFleet,
-    identities: deployment.Identities,
+    identities: Identities,
     authority: certificates.IssuedCertificate,
     *,
     now_s: int,
@@ -213,7 +214,7 @@ def _servers(
 def _controller(
     wanted: NewFleet,
     name: str,
-    signers: deployment.Signers,
+    signers: Signers,
     authority: bytes,
     *,
     now_s: int,

@@ -28,6 +28,7 @@ from latticed.fleet import deployment, nkeys, subjects
 from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_connection import NatsConnection, NatsEndpoint
 from latticed.fleet.nats_engine import NatsControllerEngine
+from latticed.fleet.signers import Identities
 from latticed.model.restart import Backoff
 from tests.house import ports
 
@@ -106,7 +107,7 @@ class Fleet:
 
     place: Path
     servers: list[NatsServer]
-    identities: deployment.Identities
+    identities: Identities
     sizes: deployment.Sizes
     ca: Path
     made: dict[str, Path] = field(default_factory=dict)
@@ -208,7 +209,7 @@ def configured(place: Path, count: int = 1, sizes: deployment.Sizes | None = Non
         )
         for name in names
     ]
-    identities = deployment.Identities.generate()
+    identities = Identities.generate()
     sizes = sizes or deployment.Sizes(nodes=20, bundles_bytes=64 << 20)
     servers = []
     for one in wanted:

@@ -14,6 +14,7 @@ from latticed.fleet import deployment, enrolment, nats_connection, nkeys
 from latticed.fleet.controller import views
 from latticed.fleet.controller.settings import EnrolmentSettings
 from latticed.fleet.engine import EngineUnavailable
+from latticed.fleet.signers import Signers
 from latticed.model.errors import Problem
 from latticed.trust import key_files
 from tests.house import fleet_controllers as house
@@ -267,4 +268,4 @@ async def test_older_list_of_users_is_not_taken_and_what_one_lacks_is_said(fleet
 
 def test_key_of_another_kind_names_no_account():
     with pytest.raises(Problem):
-        deployment.Signers.generate(control=key_files.public_text(key_files.generate()), nodes="A")
+        Signers.generate(control=key_files.public_text(key_files.generate()), nodes="A")

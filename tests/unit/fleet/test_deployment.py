@@ -11,6 +11,7 @@ import pytest
 
 from latticed.fleet import deployment, nkeys
 from latticed.fleet.nats_engine import NatsControllerEngine
+from latticed.fleet.signers import Identities
 from latticed.model.errors import Problem
 from tests.house import nats_servers
 
@@ -44,29 +45,27 @@ def test_two_servers_are_refused(count):
     cluster = [server(name=f"fleet-{number}", route=f"127.0.0.1:{number}") for number in range(count)]
     one = cluster[0] if cluster else server()
     with pytest.raises(Problem, match="one server or three"):
-        deployment.configuration(one, cluster, deployment.Identities.generate(), sizes=deployment.Sizes(), now_s=NOW_S)
+        deployment.configuration(one, cluster, Identities.generate(), sizes=deployment.Sizes(), now_s=NOW_S)
 
 
 def test_cluster_without_routes_is_refused():
     cluster = [server(name=f"fleet-{number}") for number in range(3)]
     with pytest.raises(Problem, match="a route"):
-        deployment.configuration(
-            cluster[0], cluster, deployment.Identities.generate(), sizes=deployment.Sizes(), now_s=NOW_S
-        )
+        deployment.configuration(cluster[0], cluster, Identities.generate(), sizes=deployment.Sizes(), now_s=NOW_S)
 
 
 @pytest.mark.parametrize("text", ['a"b', "a\\b", "a\nb", "a\x00b", "", "ä"])
 def test_path_that_would_end_its_string_is_refused(text):
     one = server(certificate=text)
     with pytest.raises(Problem, match="printable ASCII"):
-        deployment.configuration(one, [one], deployment.Identities.generate(), sizes=deployment.Sizes(), now_s=NOW_S)
+        deployment.configuration(one, [one], Identities.generate(), sizes=deployment.Sizes(), now_s=NOW_S)
 
 
 class TestIdentities:
-    mine = deployment.Identities.generate()
+    mine = Identities.generate()
 
     def test_survive_their_file(self):
-        again = deployment.Identities.parse(self.mine.text())
+        again = Identities.parse(self.mine.text())
         assert again.text() == self.mine.text()
 
     @pytest.mark.parametrize("change", ["missing", "more", "kind", "seed", "json"])
@@ -83,7 +82,7 @@ class TestIdentities:
                 seeds["nodes"] = seeds["nodes"][:-1]
         data = json.dumps(seeds).encode()[: -1 if change == "json" else None]
         with pytest.raises(Problem) as found:
-            deployment.Identities.parse(data)
+            Identities.parse(data)
         assert found.value.code == "key_invalid"
         assert not any(seed in str(found.value) for seed in seeds.values())
 
@@ -93,7 +92,7 @@ class TestIdentities:
 
 
 class TestTokens:
-    identities = deployment.Identities.generate()
+    identities = Identities.generate()
 
     def test_accounts_are_signed_by_the_operator(self):
         operator = frozenset({self.identities.operator.public})

@@ -10,13 +10,14 @@ import pytest
 
 from latticed.fleet import deployment, documents, enrolment, nkeys
 from latticed.fleet.judging import Refusal
+from latticed.fleet.signers import Identities
 from latticed.model.errors import Problem
 from latticed.trust import key_files
 from tests.house import fleets
 from tests.house.fleets import NOW
 
 INVITED, NODE, OTHER = (key_files.generate() for _ in range(3))
-IDENTITIES = deployment.Identities.generate()
+IDENTITIES = Identities.generate()
 USER, OTHER_USER = (nkeys.Key.generate(nkeys.KeyKind.USER).public for _ in range(2))
 NONCE = enrolment.nonce_of(fleets.public(INVITED))
 FLEET = fleets.Fleet()

@@ -7,6 +7,7 @@ import pytest
 
 from latticed.fleet import deployment, documents, judging, messages
 from latticed.fleet.engine import CHUNK_BYTES, DESIRED_BYTES, DOCUMENT_BYTES, EVENT_BYTES, STATUS_BYTES
+from latticed.fleet.signers import Identities
 from tests.house import fleets
 
 FLEET = fleets.Fleet()
@@ -110,7 +111,7 @@ def test_largest_message_of_each_kind_goes_over_the_socketpair(message):
 
 
 def test_streams_and_credentials_take_the_largest_of_each_kind():
-    identities = deployment.Identities.generate()
+    identities = Identities.generate()
     streams = {one["name"]: one for one in deployment.streams(deployment.Sizes(), replicas=1)}
     room = {name: one["max_msg_size"] - deployment.HEADER_BYTES for name, one in streams.items()}
     assert room["KV_desired"] == DESIRED_BYTES
@@ -123,7 +124,7 @@ def test_streams_and_credentials_take_the_largest_of_each_kind():
     assert messages.DOCUMENT_BYTES >= DOCUMENT_BYTES
     (template,) = [
         key["template"]
-        for key in deployment._nodes(identities, {}, deployment.SIZES)["signing_keys"]
+        for key in deployment.account_claims(identities.signers)["NODES"]["signing_keys"]
         if key["role"] == "node"
     ]
     assert template["payload"] == DOCUMENT_BYTES + deployment.HEADER_BYTES
