@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from latticed.kit.clock import SystemClock
 from latticed.ledger import Transaction, kv, migrations
-from latticed.ledger.chain import Chain
+from latticed.ledger.chain import Chains
 from latticed.model.errors import Problem
 
 QUOTA = kv.KvQuota(value_bytes=6, keys=5, total_bytes=40)
@@ -29,7 +29,7 @@ def test_kv_rows_behave_like_a_dictionary_with_a_quota(
     try:
         migrations.migrate(connection)
         key = Ed25519PrivateKey.from_private_bytes(bytes(32))
-        tx = Transaction(connection, Chain(connection, key=key, now=SystemClock()))
+        tx = Transaction(connection, Chains(connection, key=key, now=SystemClock()))
         model: dict[str, bytes] = {}
         versions: list[int] = []
         kv.put(tx, "other", "a", b"1", QUOTA)
