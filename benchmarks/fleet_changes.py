@@ -49,6 +49,7 @@ def measure(bench: Bench) -> list[rows.Row]:
 async def _measure(place: Path, bench: Bench, servers: int) -> list[rows.Row]:
     count = bench.some(1_000, 100)
     ours, theirs, whole = list[list[float]](), list[list[float]](), list[float]()
+    pushed, own = list[list[float]](), list[float]()
     sizes = deployment.Sizes(nodes=2 * count, bundles_bytes=64 << 20)
     async with (
         provided(place, servers, sizes) as (fleet, engine),
@@ -66,7 +67,10 @@ async def _measure(place: Path, bench: Bench, servers: int) -> list[rows.Row]:
                         whole.append(took_s)
                     else:
                         theirs.append(await bare.asked())
-    return _rows(servers, count, ours, theirs, whole)
+                pushed.append(await bare.pushed(engine))
+        heard = await nodes.listed(do="heard", generation=None)
+        own += [judged - received for _, received, judged in heard]
+    return [*_rows(servers, count, ours, theirs, whole), *_part_rows(pushed, own)]
 
 
 async def _memory(place: Path, bench: Bench) -> list[rows.Row]:
@@ -120,6 +124,7 @@ def memory_mib(fleet: nats_servers.Fleet) -> list[float]:
 
 class _Bare(simulated_fleets.AskedProcesses):
     client: Client
+    revisions: dict[str, int]
 
     async def asked(self) -> list[float]:
         """Ask each: seconds from the question to when it was heard."""
@@ -132,14 +137,37 @@ class _Bare(simulated_fleets.AskedProcesses):
 
         await asyncio.sleep(5.0)
         await asyncio.gather(*map(ask, self.names))
-        heard = dict(await self.listed(do="heard"))
-        return [heard[name] - at for name, at in asked_s.items()]
+        return await self._since(asked_s)
+
+    async def pushed(self, engine: NatsControllerEngine) -> list[float]:
+        """Give each a document: seconds from its publication to when it was heard."""
+        limit, put_s = asyncio.Semaphore(simulated_fleets.AT_ONCE), dict[str, float]()
+
+        async def put(name: str) -> None:
+            async with limit:
+                put_s[name] = time.monotonic()
+                self.revisions[name] = await engine.put_desired(
+                    name, bytes(DOCUMENT_BYTES), self.revisions.get(name, 0)
+                )
+
+        await asyncio.sleep(5.0)
+        await asyncio.gather(*map(put, self.names))
+        return await self._since(put_s)
+
+    async def _since(self, began_s: dict[str, float]) -> list[float]:
+        """Until each has heard what was sent to it: seconds from then to that."""
+        while True:
+            heard = dict(await self.listed(do="heard"))
+            if all(heard.get(name, 0.0) >= at for name, at in began_s.items()):
+                return [heard[name] - at for name, at in began_s.items()]
+            await asyncio.sleep(0.05)
 
 
 @contextlib.asynccontextmanager
 async def _bare(fleet: nats_servers.Fleet, count: int, place: Path) -> AsyncIterator[_Bare]:
     names = [f"bare-{number}" for number in range(count)]
     found = _Bare(processes=[], names=names)
+    found.revisions = {}
     endpoint = fleet.endpoint(fleet.controller, "bare")
     async with nats_connection.probing(endpoint) as (found.client, _):
         try:
@@ -183,6 +211,22 @@ def _rows(
             ours=rows.seconds(rows.percentile(whole, 0.5)),
             samples={"ours": list(whole)},
         ),
+    ]
+
+
+def _part_rows(pushed: Sequence[Sequence[float]], own: Sequence[float]) -> list[rows.Row]:
+    """What a document takes apart from waiting for the processors that all nodes share here."""
+    p99 = [rows.percentile(one, 0.99) for one in pushed]
+    arrived, judged = rows.percentile(p99, 0.5), rows.percentile(own, 0.99)
+    return [
+        rows.Row(
+            target="FLEET",
+            what="... to its arrival at as many plain clients, p99; a node's own verdict, p50, p99",
+            ours=", ".join(rows.seconds(value) for value in (arrived, rows.percentile(own, 0.5), judged)),
+            wanted=f"≤ {rows.seconds(MAX_S)} together",
+            met=arrived + judged <= MAX_S,
+            samples={"ours": p99},
+        )
     ]
 
 

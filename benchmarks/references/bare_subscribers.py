@@ -1,5 +1,6 @@
-"""Plain nats-py clients that answer at once: what documents to nodes are measured beside. It reads a file that says who
-to be, commands on stdin, and answers each by a line (`tests/house/simulated_fleets.py`).
+"""Plain nats-py clients that answer at once, and hear what is pushed: what documents to nodes are measured beside.
+
+It reads a file that says who to be, commands on stdin, and answers each by a line (`tests/house/simulated_fleets.py`).
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ async def main(told: dict[str, Any]) -> None:
 
         async def take(message: Msg) -> None:
             heard[name] = time.monotonic()
-            await message.respond(b"+")
+            if message.reply:
+                await message.respond(b"+")
 
         async with limit:
             client, _ = await stack.enter_async_context(nats_connection.probing(endpoint))
-            await client.subscribe(subjects.invocation(name), cb=take)
+            for subject in (subjects.invocation(name), subjects.desired_pushed(name)):
+                await client.subscribe(subject, cb=take)
             await client.flush()
         up += 1
 
