@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.daemon, pytest.mark.root]
 @pytest.fixture
 def place():
     """Its state on a disk of 3 MiB."""
-    with apply_helpers.place(confirm_within_s=2) as place:
+    with apply_helpers.place(confirm_within_s=5) as place:
         place.state.mkdir()
         with faults.small_disk(place.state, kib=3_072, uid=0):
             yield place
@@ -106,7 +106,7 @@ def test_write_that_fails_within_an_apply(shim, where, error):
     done.
     """
     with contextlib.ExitStack() as stack:
-        place = stack.enter_context(apply_helpers.place(confirm_within_s=3))
+        place = stack.enter_context(apply_helpers.place(confirm_within_s=5))
         sick = stack.enter_context(faults.attached(place, shim))
         with place.running():
             place.applied(BASE)

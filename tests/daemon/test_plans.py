@@ -327,7 +327,7 @@ def test_plan_waits_for_a_helper_that_does_not_run():
 def test_killed_helper_and_daemon_leave_the_mirror_right(own):
     """The dead-man undoes the change alone; both learn of it when they run again."""
     plan = own.approved(["admin", "ada"])
-    own.ctl("plan", "apply", plan, "--confirm-within", "3s")
+    own.ctl("plan", "apply", plan, "--confirm-within", "8s")
     assert own.content() == "allow ada\nallow admin\n"
     place = own.daemon.place
     for pid in [own.daemon.process.pid, *_helpers(own.helper)]:
@@ -377,7 +377,7 @@ def test_hung_up_terminal_undoes_the_change(setting):
     """Closed during the countdown: the helper's dead-man does it."""
     master, slave = pty.openpty()
     with subprocess.Popen(
-        setting.command("apply", ID, "--confirm-within", "2s"),
+        setting.command("apply", ID, "--confirm-within", "6s"),
         stdin=slave,
         stdout=slave,
         stderr=slave,

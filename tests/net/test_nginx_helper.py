@@ -49,7 +49,7 @@ def test_an_approved_and_confirmed_plan_serves_its_sites(place):
 
 
 def test_an_unconfirmed_change_is_undone_and_the_old_site_answers(place):
-    place.settings["confirm_within_s"] = 2
+    place.settings["confirm_within_s"] = 6
     with place.running():
         place.applied(place.document(shop(410)), kind="nginx")
         plan = begun(place, place.document(shop(404)))
@@ -60,7 +60,7 @@ def test_an_unconfirmed_change_is_undone_and_the_old_site_answers(place):
 @pytest.mark.parametrize("first", [True, False])
 def test_a_killed_helper_s_change_is_undone(place, first):
     """Also the first one, after which there is no nginx."""
-    place.settings["confirm_within_s"] = 5
+    place.settings["confirm_within_s"] = 8
     with place.running() as helper:
         if not first:
             place.applied(place.document(shop(410)), kind="nginx")
@@ -120,7 +120,7 @@ def test_a_kill_at_any_moment_of_an_apply_ends_in_the_old_sites(place):
 
 
 def test_a_full_disk_refuses_a_change_and_does_not_keep_one_from_being_undone(place):
-    place.settings["confirm_within_s"] = 5
+    place.settings["confirm_within_s"] = 8
     place.web.mkdir()
     with faults.small_disk(place.web, kib=512, uid=0), place.running():
         place.applied(place.document(shop(410)), kind="nginx")

@@ -118,7 +118,7 @@ def test_kill_9_of_the_helper_brings_the_confirmed_core_back(place, foreign):
         place.applied(old, kind="proxy", secrets=secrets_of(old))
         assert answers(old)
         plan = place.approved(new, kind="proxy", secrets=secrets_of(new))
-        assert place.ask(protocol.Apply(plan=plan, confirm_within_s=3)).state == "unconfirmed"
+        assert place.ask(protocol.Apply(plan=plan, confirm_within_s=8)).state == "unconfirmed"
         assert (answers(old), answers(new)) == (False, True)
         helper.kill()
         helper.wait()
@@ -257,7 +257,7 @@ def test_a_full_disk_of_the_helper_at_each_step_changes_nothing_or_is_undone(pla
         before = place.pid()
         offer = protocol.Offer(kind="proxy", intent=new, secrets=tuple(secrets_of(new)))
         steps = [lambda: offer, lambda: protocol.Approve(plan=plan, review=place.review(plan).review)]
-        steps.append(lambda: protocol.Apply(plan=plan, confirm_within_s=3))
+        steps.append(lambda: protocol.Apply(plan=plan, confirm_within_s=8))
         plan = ""
         for step in steps:
             request = step()

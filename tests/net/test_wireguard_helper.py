@@ -336,7 +336,7 @@ def test_a_full_disk_at_each_step_changes_nothing_or_is_undone(site):
         before, wide = site.state(), site.intent(tunnels.member("anna", 2), tunnels.member("ben", 3), mtu=1_300)
         offer = protocol.Offer(kind="wireguard", intent=wide, secrets=tuple(site.secrets(wide)))
         steps = [lambda: offer, lambda: protocol.Approve(plan=plan, review=site.helper.review(plan).review)]
-        steps.append(lambda: protocol.Apply(plan=plan, confirm_within_s=3))
+        steps.append(lambda: protocol.Apply(plan=plan, confirm_within_s=8))
         plan = ""
         for step in steps:
             request = step()
