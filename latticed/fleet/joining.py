@@ -65,12 +65,18 @@ def run(options: argparse.Namespace) -> int:
     user = _user(options.user)
     _directories(state, user)
     with _as(user):
-        known = os.path.lexists(state.node)
         node_key = _node(state, invited, joined=before is not None)
         credentials = _asked(
-            state, invited, node_key, settings.servers or token.addresses, wait_s=options.wait, known=known
+            state,
+            invited,
+            node_key,
+            settings.servers or token.addresses,
+            wait_s=options.wait,
+            same=_same(before, invited),
         )
     _pin(options.pinned, invited)
+    with _as(user):
+        state.seed.unlink(missing_ok=True)
     _tell(invited, node_key, credentials, state, again=before is not None)
     return 0
 
@@ -106,6 +112,10 @@ def _check_same(before: EnrolmentToken | None, invited: Invitation, path: Path) 
     if invited.token.key not in before.operators:
         expected = "expected an invitation by an operator whom this host knows"
         raise Problem("operator_unknown", f"{expected}, found one by {invited.token.key}", f"they are in {path}")
+
+
+def _same(before: EnrolmentToken | None, invited: Invitation) -> bool:
+    return before is not None and before.token == invited.document.token
 
 
 def _user(name: str) -> tuple[int, int]:
@@ -196,14 +206,14 @@ def _made_for(state: AgentState, invited: Invitation) -> bool:
 
 
 def _asked(
-    state: AgentState, invited: Invitation, node_key: str, servers: tuple[str, ...], *, wait_s: float, known: bool
+    state: AgentState, invited: Invitation, node_key: str, servers: tuple[str, ...], *, wait_s: float, same: bool
 ) -> NodeCredentials:
     """Ask a controller, and keep the credentials that it gives. Problem of its refusal, controller_unreachable.
 
-    `known`: the host had its key before, and may have connected.
+    `same`: the host has joined by this very invitation, which is for one key to connect with.
     """
     token = invited.document
-    key = _seed(state, token.node if known else "")
+    key = _seed(state, same=same)
     request = enrolment.request(invited, node_key, key.public)
     with _file(state.link / "invitation.creds", invited.credentials.text()) as credentials:
         try:
@@ -234,20 +244,18 @@ def _asked(
         )
     except OSError as error:
         raise Problem("io_error", f"cannot write {state.credentials}: {error.strerror}", _AGAIN) from error
-    state.seed.unlink(missing_ok=True)
     return found
 
 
-def _seed(state: AgentState, node: str) -> nkeys.Key:
-    """The key to connect with: the one of an attempt before this one, that of the credentials of this `node`, or a new
-    one. An invitation is for one key. Problem io_error.
+def _seed(state: AgentState, *, same: bool) -> nkeys.Key:
+    """The key to connect with: the one of an attempt before this one, that of the credentials that came by the `same`
+    invitation, or a new one: by another invitation a host whose user was cut off is mended. Problem io_error.
     """
     with contextlib.suppress(OSError, ValueError):
         return nkeys.Key.from_seed(files.read_at_most(state.seed, _SEED_BYTES).decode("ascii", "replace").strip())
-    with contextlib.suppress(OSError, ValueError):
-        present = nkeys.UserCredentials.parse(files.read_at_most(state.credentials, _CREDENTIALS_BYTES))
-        if present.name == node:
-            return present.key
+    if same:
+        with contextlib.suppress(OSError, ValueError):
+            return nkeys.UserCredentials.parse(files.read_at_most(state.credentials, _CREDENTIALS_BYTES)).key
     key = nkeys.Key.generate(nkeys.KeyKind.USER)
     try:
         files.replace(state.seed, key.seed.encode() + b"\n", mode=0o600)
