@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 
     from latticed.sandbox.syscalls import Machine
 
-# The code below, then 64 bits: the address of the data, then 32: where in it the first call is. In the data a call is
-# its number (-1: none; the result is what lies at the address that its first argument is), and the places of: its six
-# arguments, its result, the calls to go on with after an error, 0 and more than 0; the last two words are the errors
+# Assembled from call_program.x86_64.s and call_program.aarch64.s, which say what each instruction is for. Behind them
+# lie 64 bits, the address of the data, and then 32: where in it the first call is. In the data a call is its number
+# (-1: none; the result is what lies at the address that its first argument is), and the places of: its six arguments,
+# its result, its step, the calls to go on with after an error, 0 and more than 0; the last 64 bits are the errors
 # (bits by errno) that do not end the program. The others are reported to STATUS, with the number of the step.
-#   rbx (x20): the call; r15 (x19): the data
-#   next: load the arguments; a call without a number loads the word; svc or syscall
-#   store 32 bits of the result; choose the next call by its sign; jump to next
-#   an error: is its bit set among those that may be? else store errno and step, write 16 bytes to STATUS, exit with 127
 _CODE: Final = {
     "x86_64": bytes.fromhex(
         "4c8b3d9e000000 8b1da0000000 4c01fb"
@@ -49,11 +46,8 @@ _RECORD: Final = struct.Struct("<IIq")
 FAILED, PID, INIT = 1, 2, 3
 ANY: Final = (1 << 64) - 1
 """Errors that may be: every one."""
-_FAILURE, _UNUSED, _FREE = (
-    0,
-    16,
-    24,
-)  # places in the data: the record of a failure; a result that nobody needs; the rest
+# Places in the data, at whose beginning the record of a failure is: of a result that nobody needs, and of the rest.
+_UNUSED, _FREE = 16, 24
 # Code and data are in pages of their own, also where a page has 64 KiB; each is as far into its page as into the file.
 _DATA_AT: Final = 0x1000
 _APART: Final = 0x10000

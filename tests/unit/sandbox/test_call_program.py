@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from latticed.sandbox import call_program, stub_calls, syscalls
 from latticed.sandbox.call_program import ANY, Calls
 from tests.house import processes
+from tests.house.machines import CHECKOUT
 
 HERE = syscalls.machine()
 # Those of other machines where an emulator of them is installed.
@@ -144,3 +147,21 @@ def test_code_is_not_writable_and_data_not_executable(machine, tmp_path):
     rows = [row.split() for row in shown.splitlines() if row.strip().startswith(("LOAD", "GNU_STACK"))]
     assert [(row[0], "".join(row[6:-1])) for row in rows] == [("LOAD", "RE"), ("LOAD", "RW"), ("GNU_STACK", "RW")]
     assert Path(path).stat().st_size < 16 << 10
+
+
+@pytest.mark.parametrize("name", syscalls.MACHINES)
+def test_instructions_are_those_of_the_sources(name, tmp_path):
+    source, made = CHECKOUT / f"latticed/sandbox/call_program.{name}.s", tmp_path / "made.o"
+    assemble = [sys.executable, "-P", "-m", "ziglang", "cc", "-target", f"{name}-linux-musl", "-c", source, "-o", made]
+    # Its caches would be in the home of whoever runs this.
+    subprocess.run(assemble, check=True, env={"PATH": os.defpath, "HOME": str(tmp_path)})
+    assert executable_section(made.read_bytes()) == call_program._CODE[name]
+
+
+def executable_section(file):
+    """The one section of an object file that has instructions (elf(5))."""
+    (at,) = struct.unpack_from("<Q", file, 40)
+    size, count = struct.unpack_from("<HH", file, 58)
+    sections = [struct.unpack_from("<IIQQQQ", file, at + number * size) for number in range(count)]
+    (text,) = [file[offset : offset + long] for _, _, flags, _, offset, long in sections if flags & 4 and long]
+    return text
