@@ -184,7 +184,9 @@ async def test_controller_without_the_right_says_so_and_when_credentials_end(fle
 async def test_token_that_is_not_whole_or_of_another_account_is_handed_to_nobody(fleet, operator, tmp_path):
     other = nkeys.token(fleet.identities.operator, fleet.identities.control.public, "CTRL", {}, now_s=1)
     async with asyncio.timeout(WAIT_S), started(fleet, tmp_path, operator) as controlled:
-        await controlled.give(operator.users(fleet, "U" + "A" * 55, account=f"{other[:-2]}AA"))
+        body, _, signature = other.rpartition(".")
+        broken = f"{body}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
+        await controlled.give(operator.users(fleet, "U" + "A" * 55, account=broken))
         held = controlled.running.cutting_off
         await until(lambda: "signature" in held.trouble, lambda: held.trouble)
         await controlled.give(operator.users(fleet, "U" + "B" * 55, account=other))
