@@ -37,8 +37,8 @@ class Committer:
     """Commits batches to an open state directory; every job gets its result or its error.
 
     A batch fails if the directory's files are not those that were opened (`DirectoryIdentity`): a commit into a
-    replaced or removed file would be lost at the next start. They are looked at after each commit and, unless that was
-    just now, before the next one.
+    replaced or removed file would be lost at the next start. They are looked at after each commit and before each one,
+    which events alone do without when that was just now: what was tried may be on record though it is refused.
 
     `refused`: why the disk did not take the last batch, None once it has; what is essential does not count, as it may
     be from the reserve. `changes`: how many jobs were carried out that were no events.
@@ -57,8 +57,9 @@ class Committer:
 
     def perform(self, batch: list[WriteJob]) -> list[Head]:
         """Commit `batch` and return the heads signed with it. Never raises: errors are set on the jobs."""
-        # Before the commit, so that nothing is written into a file that the next start will not find.
-        if time.monotonic() - self._looked_s > LOOK_S and (fault := self._place.fault()) is not None:
+        # Before the commit, so that nothing is written into a file that the next start will not find, and no refused
+        # change is there once the files are back.
+        if self._unlooked(batch) and (fault := self._place.fault()) is not None:
             self._fail(batch, fault)
             return []
         heads = self._perform(batch)
@@ -71,6 +72,10 @@ class Committer:
             return []
         self._looked_s = time.monotonic()
         return heads
+
+    def _unlooked(self, batch: list[WriteJob]) -> bool:
+        """Whether the directory is to be looked at before this batch."""
+        return time.monotonic() - self._looked_s > LOOK_S or any(not isinstance(job.change, _EVENTS) for job in batch)
 
     def _perform(self, batch: list[WriteJob]) -> list[Head]:
         """Commit the batch, or on a full disk the essential jobs of it."""
