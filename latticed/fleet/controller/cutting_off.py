@@ -26,6 +26,8 @@ LOOK_S: Final = 60.0
 """How often the servers are asked which token they have."""
 _QUIET_S: Final = 1.0
 """After the last answer, where some do not."""
+_MOST_ANSWERS: Final = 64
+"""Taken to one question: more than a cluster has servers."""
 
 log = logs.get_logger()
 

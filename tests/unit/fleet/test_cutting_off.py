@@ -12,6 +12,7 @@ import pytest
 
 from latticed.fleet import deployment, enrolment, nats_connection, nkeys
 from latticed.fleet.controller import views
+from latticed.fleet.controller.cutting_off import CuttingOff
 from latticed.fleet.controller.settings import EnrolmentSettings
 from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.signers import Signers
@@ -271,3 +272,14 @@ async def test_older_list_of_users_is_not_taken_and_what_one_lacks_is_said(fleet
 def test_key_of_another_kind_names_no_account():
     with pytest.raises(Problem):
         Signers.generate(control=key_files.public_text(key_files.generate()), nodes="A")
+
+
+async def test_servers_that_answer_without_end_are_not_listened_to_without_end():
+    class Endless:
+        async def replies(self, subject, data, *, timeout_s):
+            while True:
+                yield nats_connection.NatsReply(b"{}", {})
+
+    cutting_off = CuttingOff(None, Endless(), account="", servers=1)
+    async with asyncio.timeout(WAIT_S):
+        assert 0 < len(await cutting_off._asked("who", b"")) <= 64
