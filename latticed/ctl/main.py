@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import os
 import sys
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, Protocol, cast
 
 import latticed
 from latticed.ctl import render
@@ -143,6 +145,19 @@ _MEANT: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """What people type who come from other tools, and the verb that does it here."""
+
+
+def program() -> NoReturn:
+    """Run `main` as a process of its own, and end it with its exit code.
+
+    The interpreter is not taken apart first, as `sys.exit` does: that was a seventh of the time of `latticectl status`.
+    """
+    code = main()
+    atexit._run_exitfuncs()  # noqa: SLF001 - what `sys.exit` would do first (CPython 3.11 to 3.14)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # `main` has seen to what it wrote itself
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -282,4 +297,4 @@ def _drop_stdout() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from latticed.rpc.connection import ControlConnection
     from latticed.rpc.schemas import ApiRoute
 
+    _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
 log = logs.get_logger()
 _failures: Final = LogLimiter()
 """Unexpected exceptions by method, type and beginning of their text."""
@@ -34,9 +35,11 @@ _failures: Final = LogLimiter()
 def application(api: Api) -> web.Application:
     """The control API over `api`."""
     # client_max_size bounds chunked bodies, too, whose length `Ask.raw` cannot know beforehand.
-    app = web.Application(client_max_size=wire.MAX_BODY_BYTES, middlewares=[_outermost])
+    # No middleware, which takes a thirtieth of a request: what no route takes is answered by the connection
+    # (`ControlConnection.finish_response`).
+    app = web.Application(client_max_size=wire.MAX_BODY_BYTES)
     for route in ROUTES:
-        handle = _handler(api, route)
+        handle = _guarded(_handler(api, route))
         app.router.add_route(route.method, _pattern(route.path), handle)
         if route.method == "GET":  # RFC 9110, section 9.3.2: the same answer without its body
             app.router.add_route("HEAD", _pattern(route.path), handle)
@@ -48,7 +51,7 @@ def _pattern(path: str) -> str:
     return path.replace("}", ":[^/]+}")
 
 
-def _handler(api: Api, route: ApiRoute) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _handler(api: Api, route: ApiRoute) -> _Handler:
     """The aiohttp handler of one route: scope, query, the route's own handler, its answer as JSON."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -85,37 +88,33 @@ async def _record_refusal(ask: Ask, problem: Problem) -> None:
     await ask.api.ledger.record(event)
 
 
-@web.middleware
-async def _outermost(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Around every request: keep the connection's deadlines, make a problem document of every error."""
-    connection = cast("ControlConnection", request.protocol)  # the server makes no other
-    # From here on it is not among the connections that are cut when there are too many.
-    connection.complete()
-    try:
-        answer = await handler(request)
-    except Problem as problem:
-        answer = problems.response(problem)
-    except asyncio.CancelledError:
-        if not connection.interrupted:
+def _guarded(handler: _Handler) -> _Handler:
+    """`handler` with what goes around each: the connection's deadlines are kept, and an error becomes an answer."""
+
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        connection = cast("ControlConnection", request.protocol)  # the server makes no other
+        # From here on it is not among the connections that are cut when there are too many.
+        connection.complete()
+        try:
+            return await handler(request)
+        except Problem as problem:
+            return problems.response(problem)
+        except asyncio.CancelledError:
+            if not connection.interrupted:
+                raise
+            # Ours alone (`ControlConnection.interrupt`): the task goes on, to send the answer.
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+            return problems.response(problems.Stopping(begun=True))
+        except web.HTTPException:  # aiohttp's own, of a body that is too large
             raise
-        # Ours alone (`ControlConnection.interrupt`): the task goes on, to send the answer.
-        if (task := asyncio.current_task()) is not None:
-            task.uncancel()
-        answer = problems.response(problems.Stopping(begun=True))
-    # Raised by aiohttp itself: an unknown path or method, a body that is too large.
-    except web.HTTPException as error:
-        answer = problems.of_http_error(error)
-    except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked
-        _tell_failure(request, error)
-        answer = problems.response(Problem("internal", "the daemon failed to answer, see its log"))
-    finally:
-        connection.answered()
-    # After 413 the rest of the body would have to be read, only to find the next request.
-    if connection.last or answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _out_of_step(request):
-        answer.force_close()
-    return answer
+        except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked
+            _tell_failure(request, error)
+            return problems.response(Problem("internal", "the daemon failed to answer, see its log"))
+        finally:
+            connection.answered()
+
+    return guarded
 
 
 def _tell_failure(request: web.Request, error: Exception) -> None:
@@ -123,15 +122,6 @@ def _tell_failure(request: web.Request, error: Exception) -> None:
     count = _failures.take((request.method, type(error).__name__, str(error)[:80]), time.monotonic())
     if count is not None:
         log.error("request_failed", method=request.method, path=request.path, count=count, exc_info=error)
-
-
-def _out_of_step(request: web.Request) -> bool:
-    """Whether to close the connection because the next request could not be distinguished from the rest of this one.
-
-    So it is with an unread body, and after CONNECT or Upgrade: aiohttp's parser takes all later bytes as opaque data.
-    """
-    unread = request.body_exists and not request.content.at_eof()
-    return unread or request.method == "CONNECT" or "Upgrade" in request.headers
 
 
 def _json(answer: Any) -> web.Response:

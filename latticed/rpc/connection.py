@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import web
@@ -82,12 +83,17 @@ class ControlConnection(LimitedConnection):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer, those of aiohttp's own errors (an unknown Expect) as problem documents.
+        """Send an answer, those of aiohttp's own errors (an unknown path, method or Expect) as problem documents.
 
         Returns the answer that was sent and whether the connection is lost, as aiohttp's `RequestHandler` does.
         """
         plain = type(resp) is web.Response  # as nearly all are; asking for an instance of what it is not is slow
         fitting = problems.of_http_error(resp) if not plain and isinstance(resp, web.HTTPException) else resp
+        if self.begun:  # no handler has seen the request
+            self.answered()
+        # After 413 the rest of the body would have to be read, only to find the next request.
+        if self.last or fitting.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _out_of_step(request):
+            fitting.force_close()
         finished = await super().finish_response(request, fitting, start_time)
         self._unsent = False
         # aiohttp has not seen the end of file (`eof_received`), and would wait for a next request until `idle_s`.
@@ -153,6 +159,15 @@ class ControlConnection(LimitedConnection):
         answer = web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
         answer.force_close()
         return answer
+
+
+def _out_of_step(request: web.BaseRequest) -> bool:
+    """Whether to close the connection because the next request could not be distinguished from the rest of this one.
+
+    So it is with an unread body, and after CONNECT or Upgrade: aiohttp's parser takes all later bytes as opaque data.
+    """
+    unread = request.body_exists and not request.content.at_eof()
+    return unread or request.method == "CONNECT" or "Upgrade" in request.headers
 
 
 def _hung_up(transport: asyncio.Transport | None) -> bool:

@@ -261,3 +261,19 @@ def test_every_hint_names_an_existing_verb():
     for said, verb in main._MEANT.items():
         assert said not in main.VERBS
         assert verb == "--help" or verb.split()[0] in main.VERBS
+
+
+def test_end_of_the_process_loses_nothing(api):
+    """What is to be called at its end is called, and all output arrives, though the interpreter is not taken apart."""
+    script = """
+import atexit, sys
+from latticed.ctl import main
+
+atexit.register(sys.stdout.write, "called\\n")
+sys.argv[1:] = ["list", "--socket", "/nowhere"]
+sys.stdout.write("said\\n")
+main.program()
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environ(api), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, "said\ncalled\n")
+    assert done.stderr.startswith("error: ")
