@@ -7,7 +7,8 @@ The module need not know the protocol: it gets an action and a payload as JSON, 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+import math
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from wasmtime import Func, FuncType, Linker, Memory, Store, Trap, ValType, WasmtimeError
 
@@ -157,9 +158,24 @@ def read_json(data: bytes) -> Any:
 
     Stricter than `json.loads`, which accepts UTF-16, UTF-32, NaN, infinite numbers and lone surrogates.
     """
-    value = json.loads(data.decode("utf-8"))
-    json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    value = _DECODER.decode(data.decode("utf-8"))
+    if b"\\u" in data:  # only an escape can make a lone surrogate, and most texts have none
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
+
+
+def _finite(text: str) -> float:
+    """A number with a fraction or an exponent; ValueError for 1e400, which no double can carry."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"expected a finite number, found {text[:20]}")
+    return number
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"expected JSON, found {text}")
+
+
+_DECODER: Final = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
 
 
 def _refusal(message: str) -> dict[str, Any]:

@@ -43,25 +43,29 @@ class Guest:
 
     def view(self, context: Context, at: int, size: int) -> memoryview:
         """`size` bytes at the address `at`, valid until the module runs again; GuestFault when out of bounds."""
-        memory = self._memory or self._find(context)
-        # wasmtime passes i32 as signed numbers; addresses are unsigned.
-        at, size = at & WORD, size & WORD
-        if at + size > memory.data_len(context):
-            raise GuestFault(f"expected {size} bytes at {at} to be in the module's memory")
-        if size == 0:
+        size &= WORD
+        if not (place := self._place(context, at, size)):
             return memoryview(b"")
-        # Looked up each time: when the module grows its memory, that may move.
-        start = ctypes.addressof(memory.data_ptr(context).contents)
-        return memoryview((ctypes.c_ubyte * size).from_address(start + at)).cast("B")
+        return memoryview((ctypes.c_ubyte * size).from_address(place)).cast("B")
 
     def read(self, context: Context, at: int, size: int) -> bytes:
         """A copy of `size` bytes at the address `at`; GuestFault when out of bounds."""
-        return bytes(self.view(context, at, size))
+        place = self._place(context, at, size & WORD)
+        return ctypes.string_at(place, size & WORD) if place else b""
 
     def write(self, context: Context, at: int, data: bytes) -> None:
         """Write `data` at the address `at`; GuestFault when out of bounds."""
         if data:
-            self.view(context, at, len(data))[:] = data
+            ctypes.memmove(self._place(context, at, len(data)), data, len(data))
+
+    def _place(self, context: Context, at: int, size: int) -> int:
+        """Where in this process the `size` bytes at the address `at` are, 0 for none; GuestFault when out of bounds."""
+        memory = self._memory or self._find(context)
+        at &= WORD  # wasmtime passes i32 as signed numbers; addresses are unsigned
+        if at + size > memory.data_len(context):
+            raise GuestFault(f"expected {size} bytes at {at} to be in the module's memory")
+        # Looked up each time: when the module grows its memory, that may move.
+        return ctypes.addressof(memory.data_ptr(context).contents) + at if size else 0
 
     def write_u32(self, context: Context, at: int, value: int) -> None:
         """Write an unsigned 32-bit number, little-endian as everything in a module's memory; GuestFault when out of
