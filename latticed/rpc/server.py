@@ -10,10 +10,11 @@ from aiohttp import web
 
 from latticed.kit import descriptors, logs, unix_listener
 from latticed.kit.connection_limiter import ConnectionLimiter
+from latticed.kit.peer_connection import PER_UID
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
 from latticed.rpc.app import application
-from latticed.rpc.connection import PER_UID, ControlConnection
+from latticed.rpc.connection import ControlConnection
 from latticed.rpc.control_socket import BACKLOG, ControlSocket
 
 if TYPE_CHECKING:

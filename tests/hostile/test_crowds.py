@@ -12,8 +12,8 @@ import time
 import pytest
 
 from latticed.host.call import HostError
+from latticed.kit import peer_connection
 from latticed.model.hostcall import Denial
-from latticed.rpc import connection
 from tests.house import bundles, daemons, in_process, processes, raw_http
 
 ACME = bundles.author("acme")
@@ -158,7 +158,7 @@ def test_stalled_requests_of_twelve_users_do_not_affect_others(daemon):
         assert daemon.get("/api/health", user=users[0]).status == 200
         idle.sendall(raw_http.GOOD)
         assert raw_http.receive(idle).status == 200
-        assert _descriptors(daemon) < USERS * connection.PER_UID + FEW
+        assert _descriptors(daemon) < USERS * peer_connection.PER_UID + FEW
         for crowd in crowds:
             crowd.stdin.close()
     assert [crowd.returncode for crowd in crowds] == [0] * USERS

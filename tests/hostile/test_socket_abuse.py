@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from latticed.rpc.connection import REQUEST_S
+from latticed.kit.peer_connection import REQUEST_S
 from tests.house import bundles, daemons, raw_http
 
 pytestmark = pytest.mark.daemon

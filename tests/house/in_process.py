@@ -207,4 +207,4 @@ async def opened(
 def be(monkeypatch: Any, uid: int, *groups: int, gid: int = 60_000) -> None:
     """Make every new connection of this process look like it came from `uid`."""
     found = Peer(pid=1, uid=uid, gid=gid, groups=frozenset(groups))
-    monkeypatch.setattr("latticed.rpc.connection.peers.of", lambda _: found)
+    monkeypatch.setattr("latticed.kit.peer_connection.peers.of", lambda _: found)

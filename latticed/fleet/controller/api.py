@@ -17,6 +17,7 @@ from latticed.fleet.controller.operations import FleetOperations, sources
 from latticed.fleet.documents import MAX_BYTES
 from latticed.fleet.rollout import RolloutState
 from latticed.kit import strict_json
+from latticed.kit.peer_connection import STREAMS
 from latticed.kit.value import Value
 from latticed.model.errors import Problem
 
@@ -158,7 +159,7 @@ class FleetApi:
     async def _follow(self, request: web.Request, asked: EventsQuery) -> web.StreamResponse:
         """Events as lines of JSON, those that there are and those that come."""
         if not cast("ControllerConnection", request.protocol).stream():
-            reason = f"expected at most {serving.STREAMS} streams of a user, found more"
+            reason = f"expected at most {STREAMS} streams of a user, found more"
             raise Problem("too_many_streams", reason, "end another latticectl fleet events -f of this user")
         answer = web.StreamResponse(headers={"Content-Type": view.LINES_TYPE})
         await answer.prepare(request)

@@ -12,9 +12,10 @@ from aiohttp import web
 
 from latticed import wire
 from latticed.fleet.controller import settings as settings_of
-from latticed.kit import descriptors, logs, peers, trusted_files, unix_listener
+from latticed.kit import descriptors, logs, trusted_files, unix_listener
 from latticed.kit.clock import SystemClock
-from latticed.kit.connection_limiter import ConnectionLimiter, LimitedConnection
+from latticed.kit.connection_limiter import ConnectionLimiter
+from latticed.kit.peer_connection import PER_UID, PeerConnection
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
 
 BODY_BYTES: Final = 1 << 20
 """Largest body but a bundle's, which has a bound of its own."""
-STREAMS: Final = 32
-"""Streams open at once, per uid."""
-_PER_UID: Final = 128
-_HEADER_BYTES: Final = 8_190
 _DRAIN_S: Final = 5.0
 _BACKLOG: Final = 256
 MODE: Final = 0o660
@@ -58,92 +55,46 @@ STATUS_OF: Final = {
 log = logs.get_logger()
 
 
-class ControllerConnection(LimitedConnection):
-    """One connection, with its peer; None for one that ended before the kernel could be asked."""
+class ControllerConnection(PeerConnection):
+    """One connection of the controller's socket."""
 
-    request_s = 5.0
-    idle_s = 15.0
-    answer_s = 60.0
-
-    def __init__(
-        self, limiter: ConnectionLimiter[ControllerConnection], server: web.Server, loop: asyncio.AbstractEventLoop
-    ) -> None:
-        super().__init__(
-            limiter,
-            server,
-            loop=loop,
-            lingering_time=1.0,
-            max_line_size=_HEADER_BYTES,
-            max_field_size=_HEADER_BYTES,
-            access_log=None,
-            auto_decompress=False,
-        )
-        self.peer: peers.Peer | None = None
-        self.streaming = False
-        self._answer_s = self.answer_s
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        try:
-            self.peer = peers.of(transport.get_extra_info("socket"))
-        except OSError:  # it has ended already
-            transport.abort()  # type: ignore[attr-defined] # a unix socket's
-            return
-        self.limiter.enter(self, self.peer.uid)
-
-    def allow(self, seconds: float) -> None:
-        """Let this answer take so long."""
-        self._answer_s = max(self.answer_s, seconds)
-
-    def stream(self) -> bool:
-        """Exempt the answer from its time; False if the uid has STREAMS already."""
-        self.streaming = sum(one.streaming for one in self.limiter.of(self.owner)) < STREAMS
-        return self.streaming
-
-    def answered(self) -> None:
-        super().answered()
-        self.streaming, self._answer_s = False, self.answer_s
-
-    def overdue(self, now_s: float) -> bool:
-        if self.answering:
-            return not self.streaming and now_s - self.since_s > self._answer_s
-        return super().overdue(now_s)
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Answer what does not parse as HTTP with a problem document, and close the connection."""
-        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return super().handle_error(request, status, exc, message)
-        answer = _problem("bad_request", "expected an HTTP/1.1 request", "", status)
-        answer.force_close()
+    def of_http_error(self, error: web.HTTPException) -> web.Response:
+        """A problem document; of the error's headers Allow is kept (RFC 9110, section 15.5.6)."""
+        codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+        details = {
+            404: "there is no such resource",
+            405: "this method is not allowed here",
+            413: f"expected a body of at most {BODY_BYTES} bytes",
+        }
+        code, detail = codes.get(error.status, "bad_request"), details.get(error.status, error.reason)
+        answer = _problem(code, detail, "", error.status)
+        if allow := error.headers.get("Allow"):
+            answer.headers["Allow"] = allow
         return answer
+
+    def no_request(self, status: int) -> web.Response:
+        """A problem document."""
+        return _problem("bad_request", "expected an HTTP/1.1 request", "", status)
 
 
 @web.middleware
 async def outermost(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """Around every request: keep the connection's time, make a problem document of every error."""
+    """Around every request: keep the connection's time, make an answer of every error but those of HTTP itself."""
     connection = cast("ControllerConnection", request.protocol)  # the server makes no other
     connection.complete()
     try:
-        answer = await handler(request)
+        return await handler(request)
     except Problem as problem:
-        answer = response(problem)
-    except web.HTTPException as error:
-        answer = _of_http(error)
-    except (ConnectionError, TimeoutError):
+        return response(problem)
+    except (web.HTTPException, ConnectionError, TimeoutError):
         raise
     except Exception as error:
         log.error("request_failed", method=request.method, path=request.path, exc_info=error)
-        answer = _problem("internal", "the controller failed to answer, see its log", "", 500)
+        return _problem("internal", "the controller failed to answer, see its log", "", 500)
     finally:
         connection.answered()
-    unread = request.body_exists and not request.content.at_eof()
-    if connection.last or unread or request.method == "CONNECT" or "Upgrade" in request.headers:
-        answer.force_close()
-    return answer
 
 
 def response(problem: Problem) -> web.Response:
@@ -159,7 +110,7 @@ async def listening(application: web.Application, path: Path, *, group: str) -> 
     """
     loop = asyncio.get_running_loop()
     limiter: ConnectionLimiter[ControllerConnection] = ConnectionLimiter(
-        SystemClock(), most=descriptors.limit() // 2, per_owner=_PER_UID
+        SystemClock(), most=descriptors.limit() // 2, per_owner=PER_UID
     )
     runner = web.AppRunner(application, shutdown_timeout=1.0)
     await runner.setup()
@@ -210,17 +161,3 @@ def _problem(code: str, detail: str, hint: str, status: int) -> web.Response:
     view = wire.ProblemView(type="about:blank", title=title, status=int(status), code=code, detail=detail, hint=hint)
     body = json.dumps(wire.encode(view)).encode("ascii")
     return web.Response(status=status, body=body, content_type=wire.PROBLEM_TYPE)
-
-
-def _of_http(error: web.HTTPException) -> web.Response:
-    """An error of aiohttp's own; of its headers Allow is kept (RFC 9110, section 15.5.6)."""
-    codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-    details = {
-        404: "there is no such resource",
-        405: "this method is not allowed here",
-        413: f"expected a body of at most {BODY_BYTES} bytes",
-    }
-    answer = _problem(codes.get(error.status, "bad_request"), details.get(error.status, error.reason), "", error.status)
-    if allow := error.headers.get("Allow"):
-        answer.headers["Allow"] = allow
-    return answer
