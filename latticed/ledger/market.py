@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 MOST_RELEASES: Final = 200_000
 """Of one source: beyond them those that its index no longer has are forgotten."""
+MOST_REVOCATIONS: Final = 100_000
+"""Of one source, ten times what it may name at once: beyond them the first are forgotten that it names no more."""
 
 _TAKEN: Final = "SELECT id, source, version, sha256, at FROM market_taken"
 
@@ -105,12 +107,30 @@ def _taken(rows: Iterable[tuple[Any, ...]]) -> Iterator[Taken]:
         yield Taken(id=str(one), source=str(source), version=str(version), sha256=str(sha256), at=int(at))
 
 
-def note_revocations(tx: Transaction, source: str, found: Iterable[RevocationRow], *, now_us: int) -> None:
-    """Keep what a source takes back, for good: nothing that it names no more is forgotten."""
+def note_revocations(
+    tx: Transaction, source: str, found: Iterable[RevocationRow], *, now_us: int, most: int = MOST_REVOCATIONS
+) -> None:
+    """Keep what a source takes back, also once it names it no more: of all that, the `most` that came last.
+
+    What it names now is kept in any case.
+    """
+    named = set()
     for kind, value, action, reason in found:
+        named.add((kind, value, action))
         tx.execute(
             "INSERT OR IGNORE INTO market_revocations VALUES (?,?,?,?,?,?)",
             (source, kind, value, action, reason, now_us),
+        )
+    ((count,),) = tx.execute("SELECT count(*) FROM market_revocations WHERE source = ?", (source,))
+    if count <= most:
+        return
+    oldest = tx.execute(
+        "SELECT kind, value, action FROM market_revocations WHERE source = ? ORDER BY at LIMIT ?",
+        (source, count - most + len(named)),
+    )
+    for one in [row for row in oldest if row not in named][: count - most]:
+        tx.execute(
+            "DELETE FROM market_revocations WHERE source = ? AND kind = ? AND value = ? AND action = ?", (source, *one)
         )
 
 

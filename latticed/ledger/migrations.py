@@ -299,7 +299,7 @@ CREATE TABLE market_revocations (
     at INTEGER NOT NULL, PRIMARY KEY (source, kind, value, action)
 ) STRICT, WITHOUT ROWID;
 """
-"""What sources have taken back; a row stays when its source names it no more."""
+"""What sources have taken back; a row stays when its source names it no more (`market.MOST_REVOCATIONS`)."""
 
 _MARKET_TAKEN: Final = """
 ALTER TABLE market_taken RENAME TO market_taken_last;

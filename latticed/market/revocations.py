@@ -55,7 +55,7 @@ class SourceRevocations:
                 stopping.setdefault((one.kind, one.value), []).append(one)
         taken = self._deps.ledger.read(lambda db: rows.taken_of(db, source)) if stopping else []
         named = [(meant, it) for it in taken for meant in covering(it.id, it.version, it.sha256) if meant in stopping]
-        # Of what is known those alone are read: each refresh may add 10,000, and none is ever forgotten.
+        # Of what is known those alone are read: there may be 100,000.
         known = self._deps.ledger.read(lambda db: rows.revocations_of(db, source, {meant for meant, _ in named}))
         done = {row[:3] for row in known}
         # Not again what an operator may have lifted since.
