@@ -9,18 +9,21 @@ import contextlib
 import json
 import random
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
 from latticed.kit.peers import Peer
 from latticed.ledger import audit as rows
+from latticed.model import chain
 from latticed.model.audit import Event
 from latticed.model.chain import Position
 from latticed.model.errors import Problem
 from latticed.rpc import event_tail
 from latticed.rpc import events as streams
 from latticed.rpc.access import Scope
+from latticed.rpc.event_tail import EventPage, EventTail
 from tests.house import in_process, long, raw_http
 
 CALL = Event(actor="plugin:acme.demo", action="host.call", target="kv.get", decision="allow", detail={"bytes": 1})
@@ -242,3 +245,31 @@ async def test_streams_end_when_the_daemon_stops(home):
     await in_process.until(lambda: b"".join(sent).count(b"up to date") == 3, "all have caught up")
     home.app.api.closing.set()
     assert await asyncio.gather(*tasks) == [None] * 3
+
+
+async def test_streams_of_one_turn_are_few():
+    """32 of them that wrote a page each in one turn of the loop would hold it up for 15 ms."""
+    pages = asyncio.Queue()
+    tail = EventTail(
+        chains=chain.NAMES, read=lambda _: pages.get(), grown=lambda _: asyncio.sleep(0), closing=asyncio.Event()
+    )
+    turn, woken = 0, []
+
+    async def count():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def follow():
+        await tail.news(Position(), 60)
+        woken.append(turn)
+
+    counting = asyncio.create_task(count())
+    async with tail.joined(Position()):
+        following = [asyncio.create_task(follow()) for _ in range(9)]
+        await asyncio.sleep(0)
+        pages.put_nowait(EventPage([{}], Position(1, 0), more=False))
+        await asyncio.gather(*following)
+    counting.cancel()
+    assert max(Counter(woken).values()) == event_tail.AT_ONCE
