@@ -47,7 +47,7 @@ CREDENTIALS_ENDED: Final = "the credentials ended"
 """What the reason of a lost connection begins with, when that is it."""
 _CONNECT_S: Final = 15.0
 _CLOSE_S: Final = 1.0
-_LOOK_S: Final = 15.0  # how often it is looked whether a client is connected still
+_LOOK_S: Final = 5.0  # how often it is looked whether a client is connected still
 _PING_S: Final = 10
 _MOST_PINGS: Final = 2
 _REFUSED: Final = "authorization violation"
@@ -488,21 +488,41 @@ async def _over(client: Client, closed: asyncio.Event) -> None:
                 await closed.wait()
                 return
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_LOOK_S):
+        async with asyncio.timeout(_CLOSE_S):
             await closed.wait()
 
 
 async def _closed(client: Client) -> None:
     """Close a client whatever its state; what a broken one raises is of no interest any more."""
     closing = asyncio.ensure_future(client.close())
-    closing.add_done_callback(lambda one: one.cancelled() or one.exception())
+    closing.add_done_callback(_fetched)
     # After a TLS handshake that failed it waits for ever: asyncio has closed the connection, and told TLS alone. And
     # nats-py takes a cancellation for the end of a flush and waits on: it is left to itself, or nobody connects again.
     try:
         await asyncio.wait({closing}, timeout=_CLOSE_S)
     finally:
         closing.cancel()
+        for task in _left_behind(client):
+            task.add_done_callback(_fetched)
+            task.cancel()
     await asyncio.wait({closing}, timeout=_CLOSE_S)
+
+
+_OF_CLIENT: Final = ("_reading_task", "_ping_interval_task", "_flusher_task")
+_SUBSCRIPTIONS, _OF_SUBSCRIPTION = "_subs", "_wait_for_msgs_task"
+
+
+def _left_behind(client: Client) -> list[asyncio.Task[None]]:
+    """The tasks of a client: it ends none of them where its connection breaks with something left to send."""
+    # By nats-py's own attributes (2.16): what became of them is told nowhere else. None where it has others.
+    subscribed = [getattr(one, _OF_SUBSCRIPTION, None) for one in getattr(client, _SUBSCRIPTIONS, {}).values()]
+    return [one for one in (*(getattr(client, name, None) for name in _OF_CLIENT), *subscribed) if one is not None]
+
+
+def _fetched(task: asyncio.Future[None]) -> None:
+    """Take what a task failed with, which asyncio would else log as an error once nobody knows the task any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _words(error: BaseException) -> str:

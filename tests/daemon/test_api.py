@@ -244,8 +244,15 @@ def test_no_answer_shows_a_local_path(daemon):
 
 def test_brief_list_says_what_the_whole_one_says(daemon):
     """Of each plugin what a table shows, with the same values; of the runtime its state, and a reason where it ails."""
-    whole = {one["id"]: one for one in daemon.get("/api/plugins").json()}
-    brief = daemon.get("/api/plugins/brief").json()
+
+    def unchanged():
+        """Both lists, of a moment in which no plugin's health changed."""
+        before = daemon.get("/api/plugins").json()
+        brief = daemon.get("/api/plugins/brief").json()
+        return (before, brief) if daemon.get("/api/plugins").json() == before else None
+
+    plugins, brief = daemon.until(unchanged, "plugins that stay as they are")
+    whole = {one["id"]: one for one in plugins}
     assert [one["id"] for one in brief] == sorted(whole)
     for one in brief:
         known = whole[one["id"]]

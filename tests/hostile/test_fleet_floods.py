@@ -25,10 +25,10 @@ SUBJECTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, *long.only(3)])
+def fleet(request, tmp_path_factory):
     sizes = deployment.Sizes(nodes=OTHERS + 1, bundles_bytes=8 << 20)
-    with nats_servers.running(tmp_path_factory.mktemp("nats"), sizes=sizes) as running:
+    with nats_servers.running(tmp_path_factory.mktemp("nats"), request.param, sizes=sizes) as running:
         asyncio.run(_provide(running))
         yield running
 

@@ -183,9 +183,11 @@ class FleetHost:
         if not select.select([self.link], [], [], within_s)[0]:
             return True
         try:
-            data = self.link.recv(1 << 20)
-        except ConnectionError:
+            return self._take(self.link.recv(1 << 20))
+        except ConnectionError:  # it was killed, perhaps before it heard what is said to it here
             return False
+
+    def _take(self, data: bytes) -> bool:
         for message in self._decoder.feed(data):
             match message:
                 case messages.NewStatus():

@@ -59,18 +59,22 @@ class ApplyHelper:
         """The answer to `request`, of the type that `protocol.ANSWERS` names for it.
 
         HelperRefusal for an ErrorAnswer. Problems: NOT_RUNNING, LATE after `within_s` seconds, too_large. An Observe is
-        sent again while the helper is `busy`; requests that change something are repeated by their callers.
+        sent again while the helper is `busy`, which is said in the end: nothing was carried out. Requests that change
+        something are repeated by their callers.
         """
         # In a thread: an intent of 256 KiB, or a page of steps, would hold the loop up for tens of milliseconds.
         line = await asyncio.to_thread(protocol.encode, request)
         loop = asyncio.get_running_loop()
         until = loop.time() + within_s
+        busy: HelperRefusal | None = None
         while True:
             try:
                 async with asyncio.timeout_at(until):
                     received = await self._exchange(line)
             # Before OSError, of which it is a subclass.
             except TimeoutError as error:
+                if busy is not None:
+                    raise busy from error
                 raise Problem(LATE, f"the root helper did not answer within {within_s:g} s") from error
             # No socket, no listener, or the helper ended before it answered.
             except (OSError, asyncio.IncompleteReadError) as error:
@@ -84,9 +88,10 @@ class ApplyHelper:
                 raise _unreadable() from problem
             if not isinstance(answer, protocol.ErrorAnswer):
                 return answer
+            busy = HelperRefusal(answer)
             again = answer.code == "busy" and isinstance(request, protocol.Observe)
             if not again or loop.time() + BUSY_PAUSE_S >= until:
-                raise HelperRefusal(answer)
+                raise busy
             await asyncio.sleep(BUSY_PAUSE_S)
 
     async def _exchange(self, line: bytes) -> bytes:

@@ -12,7 +12,10 @@ from latticed.fleet.nats_engine import NatsEngine
 from tests.house import long, nats_servers
 from tests.house.nats_servers import until
 
-WAIT_S = 120
+KILLS = long.times(1, 5)
+WAIT_S = 120 * KILLS
+PAUSE_S = 0.1 * KILLS
+"""Between two events of a node: of each node 256 are kept, and more are refused."""
 NODES = 3
 
 
@@ -45,7 +48,7 @@ async def test_nothing_acknowledged_is_lost_when_leaders_are_killed(fleet):
                 with contextlib.suppress(EngineUnavailable):
                     await engine.publish_event(b"%d" % number, f"{name}-{number}")
                     acknowledged[name] = number + 1
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(PAUSE_S)
 
     async with asyncio.timeout(WAIT_S), fleet.connected("controller") as connection:
         controller = await fleet.provide(connection)
@@ -57,7 +60,7 @@ async def test_nothing_acknowledged_is_lost_when_leaders_are_killed(fleet):
 
         try:
             await all_write_on()
-            for _ in range(long.times(1, 5)):
+            for _ in range(KILLS):
                 killed = fleet.servers[await leader(controller)]
                 killed.kill()
                 await all_write_on()

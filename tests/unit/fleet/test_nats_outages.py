@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ssl
 import time
 
+import nats.errors
 import pytest
 
 from latticed.fleet import deployment, nats_connection, nkeys
@@ -307,3 +309,39 @@ def test_pauses_spread_over_all_of_their_length():
     assert [PAUSES.delay_s(1, roll) for roll in (0, 0.5)] == [0, 5]
     assert PAUSES.delay_s(1, 1) == 10
     assert (PAUSES.delay_s(20, 0), PAUSES.delay_s(20, 1)) == (0, 30)
+
+
+async def test_connection_that_breaks_with_something_left_to_send_leaves_nothing_behind(fleet, node, monkeypatch):
+    """nats-py's own tasks fail or stay then: asyncio would say so as errors, each time that a network is cut."""
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    monkeypatch.setattr(nats_connection, "_LOOK_S", 0.1)
+    async with asyncio.timeout(WAIT_S), cut_wires.forwarding(fleet.servers[0].port) as wire:
+        urls = (f"tls://127.0.0.1:{wire.port}",)
+        async with fleet.connected(node, urls=urls) as connection:
+            following = asyncio.ensure_future(anext(connection.messages(f"dn.{node}")))
+            await asyncio.sleep(0)
+            before = asyncio.all_tasks()
+            wire.hole()
+            client = connection._client()
+
+            async def publish():
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    while True:
+                        await client.publish(f"n.{node}.status", b"x" * 60_000)
+                        await asyncio.sleep(0)
+
+            publishing = asyncio.ensure_future(publish())
+            # More than TCP takes for a peer that does not read: what waits now is never sent.
+            await until(lambda: _is(client._pending_data_size > 1 << 20))
+            wire.cut()
+            await until(lambda: _is(not connection.up))
+            wire.heal()
+            await connection.wait_up()
+            for task in (following, publishing):
+                task.cancel()
+            await asyncio.wait({following, publishing})
+        left = {one for one in before & asyncio.all_tasks() if "nats" in str(one.get_coro())}
+    gc.collect()
+    await asyncio.sleep(0)
+    assert (told, left) == ([], set())
