@@ -24,8 +24,6 @@ KEPT: Final = 5
 # What is recorded within this time goes out together, in one write to each stream: 32 of them that show host calls
 # would else wake up for every commit. The first event after a pause is not delayed.
 GATHER_S: Final = 0.02
-AT_ONCE: Final = 2
-"""Streams that write a block in the same turn of the loop."""
 log = logs.get_logger()
 
 
@@ -151,13 +149,11 @@ class EventTail:
             await asyncio.gather(grown, return_exceptions=True)
 
     async def _tell(self) -> None:
-        """Wake whoever waits, a few in each turn of the loop; the next block is not read before all have this one."""
-        waiting = list(self._waiting)
-        for begin in range(0, len(waiting), AT_ONCE):
-            for waiter in waiting[begin : begin + AT_ONCE]:
-                if not waiter.done():
-                    waiter.set_result(None)
-            await asyncio.sleep(0)
+        """Wake whoever waits, one in each turn of the loop: each writes a block. The next is read after that."""
+        for waiter in list(self._waiting):
+            if not waiter.done():
+                waiter.set_result(None)
+                await asyncio.sleep(0)
 
     def _wake(self) -> None:
         for waiter in self._waiting:

@@ -128,18 +128,23 @@ class SimulatedFleet(AskedProcesses):
         intent: documents.Intent,
         generation: int,
         numbers: Iterable[int] | None = None,
+        *,
+        every_s: float = 0.0,
     ) -> None:
-        """Publish the documents of these nodes (all), made beforehand; again until the engine has each."""
+        """Publish the documents of these nodes (all), made beforehand, one each `every_s`; again until the engine has
+        each.
+        """
         chosen = list(range(len(self.names)) if numbers is None else numbers)
         made = {number: self.desired(number, intent, generation) for number in chosen}
         limit = asyncio.Semaphore(AT_ONCE)
 
-        async def one(number: int) -> None:
+        async def one(place: int, number: int) -> None:
+            await asyncio.sleep(place * every_s)
             async with limit:
                 self.published_s[self.names[number]] = time.monotonic()
                 await self.put(engine, self.names[number], made[number])
 
-        await asyncio.gather(*map(one, chosen))
+        await asyncio.gather(*(one(place, number) for place, number in enumerate(chosen)))
 
     async def put(self, engine: NatsControllerEngine, name: str, document: bytes) -> None:
         while True:
