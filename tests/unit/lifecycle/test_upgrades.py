@@ -351,7 +351,9 @@ async def test_no_other_version_is_taken_while_one_is_given_up(home, putting_bac
     await begun.wait()
     refused = await home.ask("POST", f"{URL}/upgrade", {})
     assert (refused.status, refused.code) == (409, "invalid_transition"), refused
+    ending = home.app.api.lifecycle.upgrades._open[ID].ending
     rollback = asyncio.ensure_future(home.ask("POST", f"{URL}/rollback", {}))
+    await in_process.until(lambda: ending._waiters, "the rollback to join in")
     go_on.set()
     assert (await rollback)["version"] == "1.0.0"
     assert [event["code"] for event in home.events(action="plugin.upgrade")] == ["exited"]
