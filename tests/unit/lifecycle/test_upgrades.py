@@ -438,6 +438,7 @@ async def test_gate_that_a_takeover_ends_counts_as_neither(home):
     home.trust.write_bytes(bundles.policy_bytes(ACME, rival))
     home.drop(author=rival, version="9.0.0", type="system", capabilities=CAPABILITIES)
     await home.look()
+    await in_process.until(lambda: home.app.api.lifecycle.claimant(ID, "rival"), "the rival's bundle")
     answer = await home.ask("POST", f"{URL}/upgrade", {"accept_publisher": "rival"})
     assert (answer.status, answer["publisher"]) == (200, "rival"), answer
     assert (old.alive, new.alive, "upgrade" in answer) == (False, False, False)
