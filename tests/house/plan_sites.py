@@ -71,10 +71,19 @@ class PlanSite:
         assert ran.returncode == 0, ran
         yield "backup", backup.read_bytes()
         backup.unlink()
-        state = [one for one in Path(daemon.place.state).rglob("*") if one.is_file()]
-        yield "state", b"".join(one.read_bytes() for one in state)
+        yield "state", b"".join(_of_files(daemon.place.state))
         for kind in ("cmdline", "environ"):
             yield kind, b"".join(_of_processes(kind))
+
+
+def _of_files(top: Path) -> Iterator[bytes]:
+    """What is in each file below `top`."""
+    for one in top.rglob("*"):
+        try:
+            if one.is_file():
+                yield one.read_bytes()
+        except FileNotFoundError:  # of the backup: the daemon removes it once it was sent
+            continue
 
 
 def _of_processes(kind: str) -> Iterator[bytes]:
