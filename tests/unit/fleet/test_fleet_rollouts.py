@@ -152,7 +152,7 @@ async def test_engine_that_lost_its_last_minutes_is_filled_again_and_no_node_goe
         kept = shutil.copytree(server.directory, tmp_path / "kept")
         await asyncio.to_thread(server.start)
         good = await fleet.release()
-        name = await fleet.controlled.roll(good)
+        name = await rolled(fleet, good)
         await fleet.controlled.reaches(name, "done")
         await fleet.all_have(good)
         newest = {one: fleet.controlled.core.assignments[one].generation for one in fleet.nodes.names}
