@@ -70,7 +70,8 @@ async def test_daemon_reaches_a_program_in_its_own_network(here):
     await here.until_said("up ::1", "web")
     assert await reached(here) == b"HELLO"
     assert await reached(here, LOOPBACK6) == b"HELLO"
-    assert set(await asyncio.gather(*(reached(here) for _ in range(100)))) == {b"HELLO"}
+    # Fewer than the threads and processes that it may have: it starts one for each.
+    assert set(await asyncio.gather(*(reached(here) for _ in range(40)))) == {b"HELLO"}
     with pytest.raises(OSError, match=r"refused|Connect call failed"):
         await asyncio.open_connection("127.0.0.1", 3000)
     await echoing(here, "import time; print('up 127.0.0.1', flush=True); time.sleep(999)", name="other")
