@@ -50,8 +50,8 @@ class Guest:
 
     def read(self, context: Context, at: int, size: int) -> bytes:
         """A copy of `size` bytes at the address `at`; GuestFault when out of bounds."""
-        place = self._place(context, at, size & WORD)
-        return ctypes.string_at(place, size & WORD) if place else b""
+        # Not `ctypes.string_at`, which takes a size of 2 GiB for a negative one.
+        return bytes(self.view(context, at, size))
 
     def write(self, context: Context, at: int, data: bytes) -> None:
         """Write `data` at the address `at`; GuestFault when out of bounds."""
