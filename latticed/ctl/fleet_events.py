@@ -50,14 +50,15 @@ def run(session: CtlSession) -> int:
             "usage", f"--last: expected at most {_MOST}, found {args.last}", "--after ID leads on from older ones"
         )
     asked = fleet_controller.client(session)
-    last = args.last if args.last is not None else 0 if args.follow else _LAST
     if args.after is not None:
-        after = _show(session, _following(asked, args.after, args.node)) or args.after
-    else:
-        rows, after = _newest(asked, last, args.node)
-        _show(session, rows)
+        # A stream begins with the events that there are.
+        _show(session, (_follow if args.follow else _following)(session, asked, args.after))
+        return ExitCode.OK
+    last = args.last if args.last is not None else 0 if args.follow else _LAST
+    rows, newest = _newest(asked, last, args.node)
+    _show(session, rows)
     if args.follow:
-        _show(session, _follow(session, asked, after))
+        _show(session, _follow(session, asked, newest, reached=True))
     return ExitCode.OK
 
 
@@ -73,18 +74,23 @@ def _newest(asked: ControlClient, last: int, node: str | None) -> tuple[list[dic
     return rows[-last:] if last else [], following
 
 
-def _following(asked: ControlClient, after: int, node: str | None) -> Iterator[dict[str, Any]]:
+def _following(session: CtlSession, asked: ControlClient, after: int) -> Iterator[dict[str, Any]]:
     """All events after an id that are there now."""
     while True:
-        rows, following = _page(asked, node=node, after=after, limit=_PAGE)
+        rows, following = _page(asked, node=session.args.node, after=after, limit=_PAGE)
         yield from rows
         if not rows or following <= after:
             return
         after = following
 
 
-def _follow(session: CtlSession, asked: ControlClient, after: int) -> Iterator[dict[str, Any]]:
-    """Events after an id as they come, without an end; a controller that is gone meanwhile is waited for."""
+def _follow(
+    session: CtlSession, asked: ControlClient, after: int, *, reached: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Events after an id as they come, without an end; a controller that is gone meanwhile is waited for.
+
+    If it was never reached, the Problem is raised at once; `reached`: it has answered before.
+    """
     pause_s, lost = stream.FIRST_PAUSE_S, False
     while True:
         try:
@@ -95,14 +101,14 @@ def _follow(session: CtlSession, asked: ControlClient, after: int) -> Iterator[d
                 for line in lines:
                     if lost:
                         session.screen.note("the controller is back")
-                    pause_s, lost = stream.FIRST_PAUSE_S, False
+                    pause_s, lost, reached = stream.FIRST_PAUSE_S, False, True
                     # An empty line says that the connection stands.
                     if line.strip():
                         row = _event(line)
                         after = row["id"]
                         yield row
         except Problem as problem:
-            if not stream.passing(problem):
+            if not reached or not stream.passing(problem):
                 raise
         if not lost:
             session.screen.note("the controller is gone; waiting for it to come back")
@@ -121,17 +127,15 @@ def _event(line: bytes) -> dict[str, Any]:
     return row
 
 
-def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> int:
-    """Print one line per event and flush it: a program may be reading a pipe. The id of the last one, or 0."""
-    screen, upto = session.screen, 0
+def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
+    """Print one line per event and flush it: a program may be reading a pipe."""
+    screen = session.screen
     for row in rows:
         if screen.json_wanted:
             screen.json_line(row)
         else:
             screen.fixed(_cells(session, row), _WIDTHS)
         screen.flush()
-        upto = row["id"] if isinstance(row.get("id"), int) else upto
-    return upto
 
 
 def _cells(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:

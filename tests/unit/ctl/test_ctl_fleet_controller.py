@@ -148,6 +148,15 @@ def test_followed_events_come_once_each_across_a_controller_that_goes_and_comes(
         one.send_signal(signal.SIGINT)
         assert one.wait(processes.PATIENCE_S) == 130
     assert [json.loads(line)["id"] for line in out.read_bytes().splitlines()] == [2, 3, 4]
+    # A page of those that there are, asked for first, would be a moment in which a controller that goes is an error.
+    assert {one.partition("?")[2].partition("&")[2] for one in controller.asked} == {"follow=1"}
+
+
+def test_following_a_controller_that_was_never_reached_is_an_error(ctl, controller):
+    controller.drop = 4
+    for words in (("-f",), ("-f", "--after", "1")):
+        ran = ctl("fleet", "events", *words)
+        assert (ran.code, "closed the connection" in ran.err) == (7, True), ran.err
 
 
 def test_a_dry_run_shows_per_node_what_would_change_and_what_it_is_asked_to_consent_to(ctl, controller, intent):
