@@ -59,13 +59,14 @@ def run(session: CtlSession) -> int:
     # --follow starts from now on, unless it is told how many events to show before.
     last = args.last if args.last is not None else 0 if args.follow else _LAST
     # First what there is, then what comes: the stream goes on where that ended, so no event is shown twice or left out.
-    if after is None and last:
+    newest = after is None and last > 0
+    if newest:
         found, after = _newest(client, last, query, args.plugin)
         _show(session, found)
-    elif after is not None:
-        after = _show_all(session, stream.backlog(client, after, query))
-    if args.follow:
-        _show_all(session, stream.follow(client, after, query, note=session.screen.note))
+    if args.follow:  # the stream begins with the events after `after` that there are
+        _show_all(session, stream.follow(client, after, query, note=session.screen.note, reached=newest))
+    elif after is not None and not newest:
+        _show_all(session, stream.backlog(client, after, query))
     return ExitCode.OK
 
 
@@ -89,13 +90,10 @@ def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str
     return found[-last:], upto
 
 
-def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> str | None:
-    """Print events as they come; the cursor after the last one, None when none came."""
-    upto = None
+def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> None:
+    """Print events as they come."""
     for sent in sents:
         _show(session, _wanted(sent, session.args.plugin))
-        upto = sent.at
-    return upto
 
 
 def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:

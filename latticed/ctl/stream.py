@@ -77,12 +77,18 @@ def backlog(client: ControlClient, after: str, query: Mapping[str, str]) -> Iter
 
 
 def follow(
-    client: ControlClient, after: str | None, query: Mapping[str, str], *, note: Callable[[str], None]
+    client: ControlClient,
+    after: str | None,
+    query: Mapping[str, str],
+    *,
+    note: Callable[[str], None],
+    reached: bool = False,
 ) -> Iterator[Sent]:
     """Events after `after` (None: from now on), without an end.
 
     Reconnects when the daemon goes away, with a backoff of at most LONGEST_PAUSE_S, and resumes after the last event;
-    `note` gets a line for the user about each. If the daemon was never reached, the Problem is raised at once.
+    `note` gets a line for the user about each. If the daemon was never reached, the Problem is raised at once;
+    `reached`: it has answered before, and said what is after `after`.
     """
     pause_s, lost = FIRST_PAUSE_S, False
     while True:
@@ -91,14 +97,14 @@ def follow(
             for sent in _once(client, after, query):
                 if lost:
                     note("the daemon is back")
-                pause_s, lost, after = FIRST_PAUSE_S, False, sent.at
+                pause_s, lost, reached, after = FIRST_PAUSE_S, False, True, sent.at
                 yield sent
         except Problem as problem:
             # Without a cursor the events of the meantime would be lost silently.
-            if after is None or not passing(problem):
+            if not reached or not passing(problem):
                 raise
         # Also when the stream has ended without an error: the daemon closes it when it stops.
-        if not lost and after is not None:
+        if not lost and reached:
             note("the daemon is gone; waiting for it to come back")
             lost = True
         time.sleep(pause_s)

@@ -131,7 +131,20 @@ def test_follow_resumes_after_a_restart_of_the_daemon(ctl, api, hurried):
     ran = ctl("events", "-f", "--after", "4")
     assert ran.code == 5
     assert [line.split()[0] for line in ran.out.splitlines()] == ["5", "7", "8"]
-    assert api.resumed == ["", "6", "6", "6", "8"]
+    assert api.resumed == ["4", "6", "6", "6", "8"]
+
+
+def test_daemon_that_goes_once_the_newest_are_shown_is_waited_for(ctl, api, hurried):
+    api.events = [event(1), event(2)]
+    api.override["GET status"] = (200, {"audit": {"seq": 2}})
+    api.streams = [
+        (200, sse(event(1), event(2), upto=2)),
+        problem(503, "service_unavailable"),
+        (200, sse(event(3), upto=3)),
+        problem(403, "access_denied"),
+    ]
+    ran = ctl("events", "-f", "--last", "2")
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["1", "2", "3"]
 
 
 def test_follow_without_after_starts_at_the_newest_event(ctl, api, hurried):
@@ -171,7 +184,9 @@ def test_wrong_use_of_events_is_an_error(ctl, api, words, code):
     assert ctl("events", *words).code == code
 
 
-@pytest.mark.parametrize("words", [("events",), ("events", "-f"), ("events", "--after", "3")])
+@pytest.mark.parametrize(
+    "words", [("events",), ("events", "-f"), ("events", "--after", "3"), ("events", "-f", "--after", "3")]
+)
 def test_daemon_never_reached_is_an_error_at_once(ctl, words):
     ran = ctl(*words, LATTICED_SOCKET="/nowhere/s")
     assert (ran.code, ran.data) == (7, b"")
