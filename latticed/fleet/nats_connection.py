@@ -1,4 +1,4 @@
-"""A connection to the message system that is made again whenever it is lost: the only module that imports nats-py.
+"""A connection to the message system that is made again whenever it is lost.
 
 nats-py's own reconnecting is off. It waits the same time at each try and keeps what was published meanwhile for later;
 and a client whose token expired or was revoked closes for ever. Here every loss is alike: what was asked fails, the
@@ -17,19 +17,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 from latticed.fleet import nkeys
 from latticed.fleet.engine import EngineUnavailable
-from latticed.kit import files, lean_imports, logs, text
+from latticed.fleet.nats_client import BoundedClient, NatsError, NoServersError, TooLong, cancellable, closed, over
+from latticed.kit import files, logs, text
 from latticed.model.restart import Backoff
-
-# The first is for WebSockets alone, and takes 10 MiB; the last tells nats-py its own version, for 1 MiB.
-with lean_imports.without("aiohttp", "fast_mail_parser", "importlib.metadata"):
-    import nats.errors
-    from nats.aio.client import Client
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from pathlib import Path
 
+    from nats.aio.client import Client
     from nats.aio.msg import Msg
     from nats.aio.subscription import Subscription
 
@@ -46,8 +43,6 @@ STEADY_S: Final = 60.0
 CREDENTIALS_ENDED: Final = "the credentials ended"
 """What the reason of a lost connection begins with, when that is it."""
 _CONNECT_S: Final = 15.0
-_CLOSE_S: Final = 1.0
-_LOOK_S: Final = 5.0  # how often it is looked whether a client is connected still
 _PING_S: Final = 10
 _MOST_PINGS: Final = 2
 _REFUSED: Final = "authorization violation"
@@ -120,13 +115,13 @@ class _Subscription:
     async def begin(self, client: Client) -> None:
         """Tell a client of it."""
         # The client's own queue is emptied at once by `take`, and drops the newest when full.
-        with _cancellable():
+        with cancellable():
             most = _READ_AHEAD if isinstance(self.waiting, _OneEach) else self.waiting.maxsize
             self.begun = await client.subscribe(self.subject, cb=self.take, pending_msgs_limit=most)
 
     async def end(self) -> None:
         if self.begun is not None:
-            with contextlib.suppress(nats.errors.Error, OSError):
+            with contextlib.suppress(NatsError, OSError):
                 await self.begun.unsubscribe()
 
     async def take(self, message: Msg) -> None:
@@ -217,9 +212,9 @@ class NatsConnection:
         """The answer to a question; EngineUnavailable when none comes in time, or nobody listens."""
         client = self._client()
         try:
-            with _cancellable():
+            with cancellable():
                 answer = await client.request(subject, data, timeout=timeout_s, headers=headers)
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+        except (NatsError, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
         return NatsReply(answer.data, answer.headers or {})
 
@@ -230,33 +225,33 @@ class NatsConnection:
         client = self._client()
         inbox = client.new_inbox()
         try:
-            with _cancellable():
+            with cancellable():
                 subscription = await client.subscribe(inbox)
             try:
-                with _cancellable():
+                with cancellable():
                     await client.publish(subject, data, reply=inbox)
                 while True:
-                    with _cancellable():
+                    with cancellable():
                         answer = await subscription.next_msg(timeout=timeout_s)
                     yield NatsReply(answer.data, answer.headers or {})
             finally:
-                with contextlib.suppress(nats.errors.Error, OSError):
+                with contextlib.suppress(NatsError, OSError):
                     await subscription.unsubscribe()
-        except (nats.errors.Error, OSError, TimeoutError) as error:
+        except (NatsError, OSError, TimeoutError) as error:
             raise EngineUnavailable(_words(error)) from error
 
     async def lets_in(self, credentials: nkeys.UserCredentials) -> None:
         """Return if a server lets somebody in by these credentials; EngineUnavailable."""
         async with probing(self._endpoint, credentials=credentials) as (client, _):
-            with _cancellable():
+            with cancellable():
                 await client.flush(int(REQUEST_S))
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Send without asking for an answer; EngineUnavailable without a connection."""
         try:
-            with _cancellable():
+            with cancellable():
                 await self._client().publish(subject, data)
-        except (nats.errors.Error, OSError) as error:
+        except (NatsError, OSError) as error:
             raise EngineUnavailable(_words(error)) from error
 
     async def messages(self, subject: str, *, most: int = 16, one_each: bool = False) -> AsyncGenerator[Msg, None]:
@@ -269,7 +264,7 @@ class NatsConnection:
         self._subscriptions.append(mine)
         try:
             if (client := self._state.client) is not None:
-                with contextlib.suppress(nats.errors.Error, OSError):  # then the next client is told
+                with contextlib.suppress(NatsError, OSError):  # then the next client is told
                     await mine.begin(client)
             while True:
                 yield await mine.waiting.get()
@@ -311,10 +306,11 @@ class NatsConnection:
 
     async def _one_client(self) -> str:
         """Connect and wait until that is lost; why it was, or could not be made."""
-        client, closed, heard = Client(), asyncio.Event(), _Heard()
+        heard, ended = _Heard(), asyncio.Event()
+        client = BoundedClient(heard.error)
 
         async def when_closed() -> None:
-            closed.set()
+            ended.set()
 
         try:
             kept = await asyncio.to_thread(_kept, self._endpoint, before=self._state.refused)
@@ -322,7 +318,7 @@ class NatsConnection:
             heard.expires_s = credentials.expires_s
             async with asyncio.timeout(_CONNECT_S):
                 # One server of several: a client that may not reconnect tries no second one.
-                with _cancellable():
+                with cancellable():
                     await client.connect(
                         [random.choice(self._endpoint.servers)],  # noqa: S311 - spreads load, hides nothing
                         name=self._endpoint.name,
@@ -351,12 +347,12 @@ class NatsConnection:
             self._state.refused = False
             self._state.connections += 1
             self._told(client, "")
-            await _over(client, closed)
+            await over(client, ended)
         except Exception as error:  # noqa: BLE001 - a server's words make nats-py raise anything, and nobody else connects
             await heard.error(error)
         finally:
             self._state.client = None
-            await _closed(client)
+            await closed(client)
         if heard.refused:
             self._state.refused = not self._state.refused
         return heard.why(time.time())
@@ -386,10 +382,10 @@ async def probing(
 
     if credentials is None and not anonymous:
         credentials = await asyncio.to_thread(_read, endpoint.credentials)
-    client = Client()
+    client = BoundedClient(on_error)
     try:
         async with asyncio.timeout(_CONNECT_S):
-            with _cancellable():
+            with cancellable():
                 await client.connect(
                     [endpoint.servers[0]],
                     tls=endpoint.tls,
@@ -405,10 +401,10 @@ async def probing(
         if not client.is_connected:
             raise ConnectionResetError("the server closed the connection before it answered")
         yield client, refused
-    except (nats.errors.Error, OSError, TimeoutError) as error:
+    except (NatsError, OSError, TimeoutError) as error:
         raise EngineUnavailable(_words(error)) from error
     finally:
-        await _closed(client)
+        await closed(client)
 
 
 def before(credentials: Path) -> Path:
@@ -446,6 +442,7 @@ class _Heard:
 
     def __init__(self) -> None:
         self._reason = ""
+        self._hung_up = False
         self.refused = False
         """Whether the server said that it does not take the credentials."""
         self.expires_s: int | None = None
@@ -453,9 +450,10 @@ class _Heard:
 
     async def error(self, error: Exception) -> None:
         self.refused |= _REFUSED in str(error).lower()
-        # What follows from a first error ("no servers available") says less than it.
-        if not (self._reason and isinstance(error, nats.errors.NoServersError)):
+        # What follows from a first error ("no servers available", TLS that was cut off) says less than it.
+        if not (self._reason and (self._hung_up or isinstance(error, NoServersError))):
             self._reason = _words(error)
+        self._hung_up |= isinstance(error, TooLong)
 
     def why(self, now_s: float) -> str:
         """Why there is no connection."""
@@ -464,65 +462,6 @@ class _Heard:
             # The server says so itself only if its refusal is read before it hangs up.
             return f"{CREDENTIALS_ENDED} {int(now_s - self.expires_s)} s ago by this host's clock ({reason})"
         return reason
-
-
-@contextlib.contextmanager
-def _cancellable() -> Iterator[None]:
-    """For what waits in nats-py, which goes on when it is cancelled while it flushes: whoever cancelled would wait for
-    ever.
-    """
-    task = asyncio.current_task()
-    before = task.cancelling() if task is not None else 0
-    try:
-        yield
-    finally:
-        if task is not None and task.cancelling() > before:
-            raise asyncio.CancelledError
-
-
-async def _over(client: Client, closed: asyncio.Event) -> None:
-    """Return once a client has said that it is closed, or is without having said so."""
-    while client.is_connected:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_S):
-                await closed.wait()
-                return
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_CLOSE_S):
-            await closed.wait()
-
-
-async def _closed(client: Client) -> None:
-    """Close a client whatever its state; what a broken one raises is of no interest any more."""
-    closing = asyncio.ensure_future(client.close())
-    closing.add_done_callback(_fetched)
-    # After a TLS handshake that failed it waits for ever: asyncio has closed the connection, and told TLS alone. And
-    # nats-py takes a cancellation for the end of a flush and waits on: it is left to itself, or nobody connects again.
-    try:
-        await asyncio.wait({closing}, timeout=_CLOSE_S)
-    finally:
-        closing.cancel()
-        for task in _left_behind(client):
-            task.add_done_callback(_fetched)
-            task.cancel()
-    await asyncio.wait({closing}, timeout=_CLOSE_S)
-
-
-_OF_CLIENT: Final = ("_reading_task", "_ping_interval_task", "_flusher_task")
-_SUBSCRIPTIONS, _OF_SUBSCRIPTION = "_subs", "_wait_for_msgs_task"
-
-
-def _left_behind(client: Client) -> list[asyncio.Task[None]]:
-    """The tasks of a client: it ends none of them where its connection breaks with something left to send."""
-    # By nats-py's own attributes (2.16): what became of them is told nowhere else. None where it has others.
-    subscribed = [getattr(one, _OF_SUBSCRIPTION, None) for one in getattr(client, _SUBSCRIPTIONS, {}).values()]
-    return [one for one in (*(getattr(client, name, None) for name in _OF_CLIENT), *subscribed) if one is not None]
-
-
-def _fetched(task: asyncio.Future[None]) -> None:
-    """Take what a task failed with, which asyncio would else log as an error once nobody knows the task any more."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _words(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""One timer for very many: a wheel that turns every 50 ms (performance.md, P10).
+"""One timer for very many: a wheel that turns every 50 ms (docs/internals/performance.md).
 
 A task per periodic check costs 7-10 % of a core for 10,000 of them, `call_at` chains 6 %, this 0.5 %.
 """

@@ -11,7 +11,7 @@ import time
 import nats.errors
 import pytest
 
-from latticed.fleet import deployment, nats_connection, nkeys
+from latticed.fleet import deployment, nats_client, nkeys
 from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_connection import PAUSES, NatsConnection
 from latticed.fleet.nats_engine import NatsEngine
@@ -163,7 +163,7 @@ class TestNetworkIsCut:
                 await ended.wait()
 
         async with asyncio.timeout(WAIT_S):
-            await nats_connection._closed(Client())
+            await nats_client.closed(Client())
         ended.set()
 
 
@@ -282,7 +282,7 @@ class TestClientThatFailsInItsOwnWay:
     """nats-py and Python 3.11 lose cancellations and callbacks where many connections end at once."""
 
     async def test_cancellation_that_nobody_asked_for_does_not_end_the_trying(self, fleet, node, monkeypatch):
-        real, tries = nats_connection.Client.connect, []
+        real, tries = nats_client.BoundedClient.connect, []
 
         async def connect(client, *servers, **options):
             tries.append(client)
@@ -290,16 +290,16 @@ class TestClientThatFailsInItsOwnWay:
                 raise asyncio.CancelledError
             await real(client, *servers, **options)
 
-        monkeypatch.setattr(nats_connection.Client, "connect", connect)
+        monkeypatch.setattr(nats_client.BoundedClient, "connect", connect)
         async with asyncio.timeout(WAIT_S), fleet.connected(node) as connection:
             await connection.wait_up()
             assert len(tries) >= 3
 
     async def test_client_that_does_not_say_that_it_is_closed_is_replaced(self, fleet, node, monkeypatch):
-        real = nats_connection.Client.connect
-        monkeypatch.setattr(nats_connection, "_LOOK_S", 0.1)
+        real = nats_client.BoundedClient.connect
+        monkeypatch.setattr(nats_client, "_LOOK_S", 0.1)
         monkeypatch.setattr(
-            nats_connection.Client,
+            nats_client.BoundedClient,
             "connect",
             lambda client, *servers, **options: real(client, *servers, **{**options, "closed_cb": None}),
         )
@@ -323,7 +323,7 @@ async def test_connection_that_breaks_with_something_left_to_send_leaves_nothing
     """nats-py's own tasks fail or stay then: asyncio would say so as errors, each time that a network is cut."""
     told = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
-    monkeypatch.setattr(nats_connection, "_LOOK_S", 0.1)
+    monkeypatch.setattr(nats_client, "_LOOK_S", 0.1)
     async with asyncio.timeout(WAIT_S), cut_wires.forwarding(fleet.servers[0].port) as wire:
         urls = (f"tls://127.0.0.1:{wire.port}",)
         async with fleet.connected(node, urls=urls) as connection:
