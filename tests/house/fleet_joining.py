@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 
 from latticed.fleet import deployment, documents, enrolment, nkeys, subjects
+from latticed.fleet.engine import EngineUnavailable
 from latticed.fleet.nats_engine import NatsEngine
 from latticed.trust import key_files
+from tests.house.processes import PATIENCE_S
 
 
 class Host:
@@ -45,7 +48,16 @@ class Host:
         return enrolment.read_invitation(made, now_s=now_s)
 
     async def ask(self, invited):
-        """The controller's answer to this host's request to join."""
+        """The controller's answer to this host's request to join. Where none comes, as while the controller's lease is
+        lost on a busy machine, it asks again, as `latticed-fleet join` does.
+        """
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                with contextlib.suppress(EngineUnavailable):
+                    return await self.ask_once(invited)
+
+    async def ask_once(self, invited):
+        """The controller's answer; EngineUnavailable where none comes."""
         nonce = invited.document.token
         path = self.place / f"{nonce}.creds"
         path.write_bytes(invited.credentials.text())
