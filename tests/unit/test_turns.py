@@ -23,13 +23,13 @@ def burn(cpu_s):
 
 async def holds_up():
     await asyncio.sleep(0)
-    burn(0.1)
+    burn(0.2)
     await asyncio.sleep(0)
 
 async def in_many():
     await asyncio.gather(*(asyncio.sleep(0, burn(0)) for _ in range(10)))
     for _ in range(8):
-        asyncio.get_running_loop().call_soon(burn, 0.01)
+        asyncio.get_running_loop().call_soon(burn, 0.025)
     await asyncio.sleep(0.01)
 
 async def collects():

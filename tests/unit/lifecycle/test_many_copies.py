@@ -40,7 +40,10 @@ async def test_renaming_one_of_many_copies_judges_one_and_logs_one_line(monkeypa
             shutil.copytree(home.plugin_dir / "demo", home.plugin_dir / f".{number}", copy_function=os.link)
             os.rename(home.plugin_dir / f".{number}", home.plugin_dir / f"copy-{number}")
         await in_process.until(lambda: len(lifecycle.registry._verdicts) == COPIES + 1, "all copies seen")
-        assert sum(fields.get("bundles", 0) for _, fields in lines.said) == COPIES
+        # A batch is told of once all of it is known.
+        await in_process.until(
+            lambda: sum(one.get("bundles", 0) for _, one in lines.said) == COPIES, "all copies told of"
+        )
         assert len(asked) <= COPIES
         lines.said.clear()
         asked.clear()
