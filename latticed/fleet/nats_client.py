@@ -1,6 +1,6 @@
-"""nats-py's client with what it lacks: a bound of what a server may announce, an end whatever its state.
+"""nats-py's client with what it lacks: a limit on what a server may send, and closing that always ends.
 
-Here it is imported first.
+nats-py has to be imported by this module first, which leaves out libraries that latticed does not use of it.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class TooLong(ProtocolError):
 class BoundedClient(Client):
     """A client that hangs up on a server which announces a longer message or line than is taken, and tells `on_error`.
 
-    nats-py keeps what has come of one, and looks through it at each piece: what one server sends within seconds took a
-    minute of processor time, until there was no memory left.
+    nats-py has no limit: it keeps all that has come of such a message and looks through it at each piece. That took up
+    to a minute of processor time, and ended when the process had no memory left.
     """
 
     def __init__(self, on_error: Callable[[Exception], Awaitable[None]]) -> None:

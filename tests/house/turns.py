@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 WORST_S = 0.150
-"""What no turn may cost: six times what the longest ones were measured to. A virtual machine's processor that its host
-takes away meanwhile counts as used: of 554 turns of less than 8 ms one was told to have cost 116.
+"""What no turn may cost: six times what the longest ones were measured to. Time for which the host of a virtual machine
+takes its processor away counts as CPU time: once, one of 554 turns took 116 ms, and all others less than 8.
 """
 P99_S = 0.020
 """What one turn in a hundred may cost at most."""
