@@ -42,7 +42,23 @@ struct page {
 static struct page *page;
 static int halved;
 
+/* The functions of libc behind those of this file. Looked up once, at the start: dlsym(3) takes a lock, so it cannot be
+ * called in write(2), which Python's signal handler calls, perhaps while the thread that it interrupts takes that lock.
+ */
+#define EACH(DO)                                                                                                       \
+    DO(open) DO(open64) DO(openat) DO(openat64) DO(write) DO(pwrite) DO(pwrite64) DO(writev) DO(fsync) DO(fdatasync)   \
+    DO(ftruncate) DO(ftruncate64) DO(posix_fallocate) DO(posix_fallocate64) DO(rename) DO(renameat) DO(mkdir)          \
+    DO(mkdirat) DO(unlink) DO(unlinkat) DO(socket) DO(accept) DO(accept4) DO(bind) DO(clock_gettime) DO(gettimeofday)  \
+    DO(time)
+#define DECLARE(name) static __typeof__(&name) real_##name;
+#define FOUND(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+#define LOOK_UP(name) real_##name = FOUND(name);
+EACH(DECLARE)
+/* Constructors of other libraries may call before `attach` has run. */
+#define REAL(name) (real_##name ? real_##name : FOUND(name))
+
 __attribute__((constructor)) static void attach(void) {
+    EACH(LOOK_UP)
     const char *path = getenv("LATTICED_TEST_FAULTS");
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (fd < 0) return;
@@ -50,9 +66,6 @@ __attribute__((constructor)) static void attach(void) {
     close(fd);
     if (at != MAP_FAILED) page = at;
 }
-
-#define REAL(name) ((__typeof__(&name))real(#name))
-static void *real(const char *name) { return dlsym(RTLD_NEXT, name); }
 
 static int wanted(uint32_t call) { return page && page->error && (page->calls & call); }
 
