@@ -345,9 +345,13 @@ class Signals:
         self.ended = asyncio.Event()
         self._wake = asyncio.Event()
         self._reload = False
+        loop.add_signal_handler(signal.SIGHUP, self._again)
+        woken = signal.set_wakeup_fd(-1)  # asyncio's socket, to which Python's handler writes each signal
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
-        loop.add_signal_handler(signal.SIGHUP, self._again)
+        # Some 280 signals within one turn of the loop fill that socket. By default the handler asks for a warning then,
+        # and takes a lock for it that the code it interrupts may hold: the process would hang for ever.
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
 
     async def stop_within(self, seconds: float) -> bool:
         """Wait for any signal, `seconds` at most; True once the daemon is to stop."""
