@@ -43,6 +43,9 @@ def run(session: CtlSession) -> int:
         session.screen.json(found)
         return ExitCode.OK
     _show(session, found)
+    if not found:  # `explain` and many errors send people here, to a plugin that died without a word
+        session.screen.note(f"{plugin_id} has written nothing since the daemon started")
+        session.screen.hint(f"under systemd, journalctl -t latticed-plugin:{plugin_id} has what it wrote before")
     if args.follow:
         _follow(session, client, plugin_id, after)
     return ExitCode.OK

@@ -63,3 +63,14 @@ def test_logs_follow_as_json_prints_one_object_per_line(place, acme):
         assert (row["stream"], row["text"]) == ("stderr", "greeting you")
         after = daemon.get(f"/api/plugins/by-id/acme.demo/logs?after={before['next']}").json()
         assert [line["text"] for line in after["lines"]] == ["greeting you"]
+
+
+def test_logs_of_a_plugin_that_wrote_nothing_say_so(place, acme):
+    """On stderr, with where older lines are: stdout stays empty for programs that read it."""
+    with place.running() as daemon:
+        hosting.Host(daemon=daemon, author=acme).up("acme.demo", programs.GREETER)
+        silent = daemon.ctl("logs", "acme.demo")
+        assert (silent.returncode, silent.stdout) == (0, "")
+        assert "acme.demo has written nothing" in silent.stderr
+        assert "journalctl -t latticed-plugin:acme.demo" in silent.stderr
+        assert daemon.ctl("--format", "json", "logs", "acme.demo").stderr == ""
