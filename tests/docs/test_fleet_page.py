@@ -1,4 +1,6 @@
-"""docs/operate/fleet.md, typed as written: a real nats-server, a real controller, three real daemons with their agents.
+"""docs/operate/fleet.md, and commands for a fleet of fleet-controller.md, typed as written.
+
+A real nats-server, a real controller, three real daemons with their agents.
 
 What is not of this machine is led elsewhere by `fleet_shims`: ssh and scp to directories, the compose file's services
 to processes. Tests share one fleet, in the order of the page.
@@ -25,15 +27,16 @@ from tests.house.fleet_sites import NODES
 pytestmark = [pytest.mark.daemon, pytest.mark.slow, pytest.mark.root, pytest.mark.timeout(1_800)]
 
 PAGE = pages.CHECKOUT / "docs/operate/fleet.md"
+OF_CONTROLLER = PAGE.with_name("fleet-controller.md")
 ID = "acme.demo"
 BEGINNING = "Three hosts in ten commands"
 LATE_S = 240.0
 """A lease of before has to end, and a connection to be made anew."""
 
 
-def below(heading: str, language: str = "sh") -> list[str]:
+def below(heading: str, language: str = "sh", *, page: Path = PAGE) -> list[str]:
     """The blocks for a fleet below a heading of the page."""
-    text = PAGE.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    text = page.read_text(encoding="utf-8").partition(f"## {heading}\n")[2].partition("\n## ")[0]
     return re.findall(rf"^```{language} fleet\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
@@ -70,8 +73,8 @@ def site():
         yield site
 
 
-def typed(site, heading: str) -> list[str]:
-    return [site.type(block) for block in below(heading)]
+def typed(site, heading: str, page: Path = PAGE) -> list[str]:
+    return [site.type(block) for block in below(heading, page=page)]
 
 
 def test_the_page_has_ten_commands():
@@ -79,9 +82,15 @@ def test_the_page_has_ten_commands():
 
 
 def test_every_block_for_a_fleet_is_typed_here():
-    tested = [BEGINNING, *re.findall(r'typed\(site, "([^"]+)"\)', Path(__file__).read_text(encoding="utf-8"))]
-    found = [block.text for block in pages.blocks(PAGE) if block.words == ("sh", "fleet")]
-    assert sorted(found) == sorted(block for heading in dict.fromkeys(tested) for block in below(heading))
+    here = Path(__file__).read_text(encoding="utf-8")
+    for page, calls in (
+        (PAGE, r'typed\(site, "([^"]+)"\)'),
+        (OF_CONTROLLER, r'typed\(site, "([^"]+)", OF_CONTROLLER\)'),
+    ):
+        tested = [BEGINNING, *re.findall(calls, here)]
+        found = [block.text for block in pages.blocks(page) if block.words == ("sh", "fleet")]
+        assert found
+        assert sorted(found) == sorted(text for one in dict.fromkeys(tested) for text in below(one, page=page))
 
 
 def test_what_the_page_has_signed_is_an_intent():
@@ -172,7 +181,7 @@ def test_podman_compose_reads_the_compose_file(tmp_path):
         assert f"{service['image']} {' '.join(service['command'])}" in said
 
 
-# The last two: what they start anew they end themselves.
+# The last three: what they start anew they end themselves.
 
 
 def test_the_message_system_is_away_and_nothing_stops(site):
@@ -200,6 +209,19 @@ def test_a_controller_is_backed_up_and_goes_on_after_a_kill(site):
         site.start_services()
         processes.until(lambda: _status(site).get("leader"), what="the controller to act again", deadline_s=LATE_S)
         assert {one["name"]: one["assigned"] for one in _nodes(site)} == intents
+
+
+def test_servers_are_set_up_anew_for_the_same_fleet(site):
+    """After a controller's files were stolen: hosts believe its key no more, and have what they had."""
+    before = versions(site)
+    stolen = json.loads((site.operator / "home/controllers/c1/request.json").read_text())["controller_key"]
+    with site.services():
+        typed(site, "New servers for the same fleet", OF_CONTROLLER)
+        assert versions(site) == before
+        assert states(site) == ["settled"] * 2
+        for node in ("web-1", "web-2"):
+            state = json.loads((site.host(node) / "var/lib/latticed-fleet/node/state").read_text())
+            assert stolen in state["revoked"]
 
 
 def _status(site) -> dict[str, Any]:

@@ -55,16 +55,17 @@ def ssh(words: list[str]) -> int:
 
 
 def docker(words: list[str]) -> int:
-    assert words == ["compose", "up", "-d"], words
+    marks = {("compose", "up", "-d"): "started", ("compose", "down", "--volumes"): "removed"}
     assert Path("compose.yaml").is_file()
-    Path("started").touch()
+    Path(marks[tuple(words)]).touch()
     return 0
 
 
 def systemctl(words: list[str]) -> int:
     *_, unit = words
-    assert words[:-1] in (["start"], ["enable", "--now"]), words
-    (Path(os.environ["PATH"].partition(":")[0]).parent / f"started-{unit.removesuffix('.service')}").touch()
+    marks = {("start",): "started", ("enable", "--now"): "started", ("restart",): "restarted"}
+    mark = f"{marks[tuple(words[:-1])]}-{unit.removesuffix('.service')}"
+    (Path(os.environ["PATH"].partition(":")[0]).parent / mark).touch()
     return 0
 
 

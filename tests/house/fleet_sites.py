@@ -110,11 +110,12 @@ class Site:
             for volume in service["volumes"]:
                 source, target = volume.split(":")[:2]
                 below = here / target.lstrip("/")
+                kept = place / source if source.startswith(".") else here / "volumes" / source
                 if not below.is_symlink():
-                    kept = place / source if source.startswith(".") else here / "volumes" / source
-                    kept.mkdir(parents=True, exist_ok=True)
                     below.parent.mkdir(parents=True, exist_ok=True)
                     below.symlink_to(kept)
+                if not kept.exists():
+                    kept.mkdir(parents=True)
                     if not source.startswith(".") and service["image"] == "latticed":
                         # As the image has the directory.
                         kept.chmod(0o700)
@@ -139,11 +140,19 @@ class Site:
                     self.end(name)
 
     def _start(self) -> None:
-        """What the page started."""
+        """What the page started, or ended and started anew."""
+        if _taken(self.host(SERVER) / "srv/fleet/removed"):
+            self.begun.discard(SERVER)
+            for name in [name for name in self.running if name not in NODES]:
+                self.end(name)
+            shutil.rmtree(self.host(SERVER) / "volumes")
         if (self.host(SERVER) / "srv/fleet/started").exists() and SERVER not in self.begun:
             self.begun.add(SERVER)
             self.start_services()
         for node in NODES:
+            if _taken(self.host(node) / "restarted-latticed-fleet"):
+                self.begun.discard(node)
+                self.end(node)
             if (self.host(node) / "started-latticed-fleet").exists() and node not in self.begun:
                 self.begun.add(node)
                 self._spawn(node, [str(self.host(node) / "bin/latticed-fleet")], user=AGENT)
@@ -175,6 +184,13 @@ class Site:
         }
         below = "".join(f'{name} = "{path}"\n' for name, path in places.items())
         settings.write_text(f"{below}{text.replace(of_host, at)}\n[rollout]\nsettle_s = {SETTLE_S}\n")
+
+
+def _taken(mark: Path) -> bool:
+    """Whether the mark is there; it is not any more."""
+    found = mark.exists()
+    mark.unlink(missing_ok=True)
+    return found
 
 
 def _controller() -> list[str]:

@@ -10,6 +10,8 @@ import subprocess
 import threading
 from collections.abc import Awaitable, Callable
 
+from tests.house import processes
+
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,4 +53,11 @@ def _entered(addresses: tuple[str, ...]) -> list[str]:
         return [f"no network namespace can be made here: {os.strerror(ctypes.get_errno())}"]
     lines = ["link set lo up", *(f"addr add {one} dev lo{' nodad' if ':' in one else ''}" for one in addresses)]
     done = subprocess.run(["ip", "-batch", "-"], check=False, input="\n".join(lines), text=True, capture_output=True)
-    return [] if done.returncode == 0 else [f"no network namespace can be made here: {done.stderr.strip()}"]
+    if done.returncode != 0:
+        return [f"no network namespace can be made here: {done.stderr.strip()}"]
+    # The kernel makes the route of an IPv6 address a moment later; until then what is sent there is unreachable.
+    for one in addresses:
+        if ":" in one:
+            shown = ["ip", "-6", "route", "show", "table", "local", "type", "local", one.partition("/")[0]]
+            processes.until(lambda shown=shown: subprocess.run(shown, check=True, capture_output=True).stdout, what=one)
+    return []
