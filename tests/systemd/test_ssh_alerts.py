@@ -184,7 +184,7 @@ def test_real_guesses_are_told_and_the_login_after_them_is_an_error(site):
         found.until_watching()
 
         def guessed() -> bool:
-            # Again where it was not counted: journald cannot say whose a line is once the process that wrote it has ended.
+            # Again where it was not counted: journald cannot say whose a line is once its writer has ended.
             for user in ("root", "nobody here"):
                 sshd.guess(user, "203.0.113.8")
             status = found.status()
