@@ -59,5 +59,8 @@ def _entered(addresses: tuple[str, ...]) -> list[str]:
     for one in addresses:
         if ":" in one:
             shown = ["ip", "-6", "route", "show", "table", "local", "type", "local", one.partition("/")[0]]
-            processes.until(lambda shown=shown: subprocess.run(shown, check=True, capture_output=True).stdout, what=one)
+            processes.until(
+                lambda shown=shown: subprocess.run(shown, check=True, capture_output=True).stdout,
+                what=f"a route to {one}",
+            )
     return []
