@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -22,3 +25,14 @@ class Steps:
             return done(*args, **named)
 
         monkeypatch.setattr(owner, name, stepped)
+
+
+def killed(root: Path, target: Path) -> None:
+    """Copy what a kill at this moment would leave of a home: all but its runtime directory and its lock."""
+
+    def copied(source: str, place: str) -> None:
+        # What another thread is writing has another name until it is whole: it may be gone between listing and copying.
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copy2(source, place)
+
+    shutil.copytree(root, target, ignore=shutil.ignore_patterns("run", "lock"), copy_function=copied)

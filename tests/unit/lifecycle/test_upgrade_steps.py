@@ -7,12 +7,11 @@ leaves; a daemon is then started on each copy.
 from __future__ import annotations
 
 import contextlib
-import shutil
 
 import pytest
 
 from latticed.ledger import kv, versions
-from tests.house import bundles, in_process
+from tests.house import bundles, in_process, stepping
 
 ID = "acme.demo"
 ACME = bundles.author("acme")
@@ -28,7 +27,7 @@ def copies(home, monkeypatch, target):
 
     def copy():
         made.append(target / f"{len(made):02}")
-        shutil.copytree(home.root, made[-1], ignore=shutil.ignore_patterns("run", "lock"))
+        stepping.killed(home.root, made[-1])
 
     def copying(write):
         async def before(*args, **named):
