@@ -346,7 +346,8 @@ class Signals:
         self._wake = asyncio.Event()
         self._reload = False
         loop.add_signal_handler(signal.SIGHUP, self._again)
-        woken = signal.set_wakeup_fd(-1)  # asyncio's socket, to which Python's handler writes each signal
+        # asyncio's socket, to which Python's handler writes each signal; asyncio sets it again with the next handler.
+        woken = signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         # Some 280 signals within one turn of the loop fill that socket. By default the handler asks for a warning then,

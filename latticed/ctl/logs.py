@@ -43,7 +43,7 @@ def run(session: CtlSession) -> int:
         session.screen.json(found)
         return ExitCode.OK
     _show(session, found)
-    if not found:  # `explain` and many errors send people here, to a plugin that died without a word
+    if not found:  # errors and `explain` advise this command also where a plugin ended without any output
         session.screen.note(f"{plugin_id} has written nothing since the daemon started")
         session.screen.hint(f"under systemd, journalctl -t latticed-plugin:{plugin_id} has what it wrote before")
     if args.follow:

@@ -111,7 +111,7 @@ def test_sighup_rereads_policy_settings_and_bundles(place, acme):
 
 
 def test_more_signals_than_a_turn_has_room_for_are_taken_without_a_warning():
-    """Python's handler takes a lock to warn of them, in which a daemon under a flood of SIGHUP hung for ever."""
+    """Python's signal handler takes a lock for that warning; a daemon under a flood of SIGHUP hung in it for ever."""
     ran = subprocess.run([sys.executable, "-P", "-c", FLOODED], capture_output=True, text=True, check=True, timeout=60)
     assert (ran.stdout, ran.stderr) == ("True\n", "")
 

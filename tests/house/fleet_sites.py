@@ -187,7 +187,7 @@ class Site:
 
 
 def _taken(mark: Path) -> bool:
-    """Whether the mark is there; it is not any more."""
+    """Whether the mark is there; removes it."""
     found = mark.exists()
     mark.unlink(missing_ok=True)
     return found

@@ -27,7 +27,7 @@ class Steps:
         monkeypatch.setattr(owner, name, stepped)
 
 
-def killed(root: Path, target: Path) -> None:
+def copy_as_killed(root: Path, target: Path) -> None:
     """Copy what a kill at this moment would leave of a home: all but its runtime directory and its lock."""
 
     def copied(source: str, place: str) -> None:

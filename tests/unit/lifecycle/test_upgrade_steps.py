@@ -27,7 +27,7 @@ def copies(home, monkeypatch, target):
 
     def copy():
         made.append(target / f"{len(made):02}")
-        stepping.killed(home.root, made[-1])
+        stepping.copy_as_killed(home.root, made[-1])
 
     def copying(write):
         async def before(*args, **named):

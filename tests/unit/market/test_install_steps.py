@@ -94,7 +94,7 @@ async def test_kill_leaves_the_old_or_the_new_bundle(tmp_path, source, install, 
 
     def copy(name):
         made.append(tmp_path / f"{len(made):02}")
-        stepping.killed(home.root, made[-1])
+        stepping.copy_as_killed(home.root, made[-1])
 
     async with in_process.opened(author=ACME, toml=source) as home:
         await begun(home, install)

@@ -73,7 +73,7 @@ async def test_kill_leaves_the_old_or_the_new_index(kind, tmp_path, steps, monke
 
     def copy(_name):
         made.append(tmp_path / f"{len(made):02}")
-        stepping.killed(home.root, made[-1])
+        stepping.copy_as_killed(home.root, made[-1])
 
     moments = [time.time() - seconds for seconds in (600, 60)]
     old, new = map(indexes.moment, moments)
