@@ -135,17 +135,15 @@ async def _until_signalled(settings: Settings, approvers: Approvers, carry_out: 
     import signal
     from pathlib import Path
 
-    from latticed.kit import executor, logs, sd_notify
+    from latticed.kit import executor, logs, os_signals, sd_notify
     from latticed.plans.server import PlanServer
 
     log = logs.get_logger()
     notifier, inherited = sd_notify.from_environment(os.environ), sd_notify.listen_fds(os.environ)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     # Daemon threads: a hung disk does not keep the process from ending.
-    loop.set_default_executor(executor.DaemonThreadExecutor())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    asyncio.get_running_loop().set_default_executor(executor.DaemonThreadExecutor())
+    os_signals.act_on({signal.SIGTERM: stop.set, signal.SIGINT: stop.set})
     server = PlanServer(
         carry_out, approvers=approvers, tick=tick, compare=upkeep.look_for_drift, poll_s=settings.apply.poll_s
     )

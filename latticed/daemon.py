@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import latticed
 from latticed import settings as settings_room
-from latticed.kit import descriptors, heap, logs, process_start, sd_notify
+from latticed.kit import descriptors, heap, logs, os_signals, process_start, sd_notify
 from latticed.kit.executor import DaemonThreadExecutor
 from latticed.kit.tasks import fenced
 from latticed.model.errors import Problem
@@ -345,14 +345,7 @@ class Signals:
         self.ended = asyncio.Event()
         self._wake = asyncio.Event()
         self._reload = False
-        loop.add_signal_handler(signal.SIGHUP, self._again)
-        # asyncio's socket, to which Python's handler writes each signal; asyncio sets it again with the next handler.
-        woken = signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._end)
-        # Some 280 signals within one turn of the loop fill that socket. By default the handler asks for a warning then,
-        # and takes a lock for it that the code it interrupts may hold: the process would hang for ever.
-        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        os_signals.act_on({signal.SIGHUP: self._again, signal.SIGTERM: self._end, signal.SIGINT: self._end})
 
     async def stop_within(self, seconds: float) -> bool:
         """Wait for any signal, `seconds` at most; True once the daemon is to stop."""

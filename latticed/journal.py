@@ -25,7 +25,17 @@ from latticed import settings as settings_room
 from latticed.host.call import HostError
 from latticed.host.node import journal_client, journal_query
 from latticed.host.node.journal_query import JournalQuery, Sources
-from latticed.kit import executor, journalctl, logs, peers, process_start, sd_notify, strict_json, unix_listener
+from latticed.kit import (
+    executor,
+    journalctl,
+    logs,
+    os_signals,
+    peers,
+    process_start,
+    sd_notify,
+    strict_json,
+    unix_listener,
+)
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
@@ -81,8 +91,7 @@ async def _run(settings: Settings, source: str) -> int:
     stop = asyncio.Event()
     # Daemon threads: a file that cannot be read (a hung disk) does not keep the process from ending.
     asyncio.get_running_loop().set_default_executor(executor.DaemonThreadExecutor())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    os_signals.act_on({signal.SIGTERM: stop.set, signal.SIGINT: stop.set})
     use_journald = journalctl.available() if source == "auto" else source == "journald"
     sources = Sources(
         units=settings.node.journal_units, auth_log=Path(settings.node.auth_log), use_journald=use_journald

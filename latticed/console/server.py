@@ -22,7 +22,7 @@ from latticed.console.operator import Reader
 from latticed.console.pages import HtmlPage, Pages
 from latticed.console.sessions import SessionKeys, UiSession
 from latticed.console.threads import WaitingThreads
-from latticed.kit import unix_listener
+from latticed.kit import os_signals, unix_listener
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -271,10 +271,8 @@ async def _form(request: web.Request) -> dict[str, list[str]]:
 async def serve(operator: Operator, options: ConsoleOptions, *, started: Callable[[Console], None]) -> None:
     """Serve until SIGINT or SIGTERM; `started` is called once it listens. Problem listen_failed."""
     console = Console(operator, act=options.act, with_fleet=options.with_fleet)
-    loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
+    os_signals.act_on({signal.SIGINT: ended.set, signal.SIGTERM: ended.set})
     app = web.Application(client_max_size=acts.MOST_FORM_BYTES, middlewares=[connection.timed])
     app.router.add_route("*", "/{any:.*}", console.handle)
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)

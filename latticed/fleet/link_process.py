@@ -35,7 +35,7 @@ from latticed.fleet.link import Link
 from latticed.fleet.nats_connection import CREDENTIALS_ENDED, NatsConnection, NatsEndpoint
 from latticed.fleet.nats_engine import NatsEngine
 from latticed.fleet.spool import Spool
-from latticed.kit import logs, process_start, trusted_files
+from latticed.kit import logs, os_signals, process_start, trusted_files
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ async def _run(
     spool = Spool(Path(settings.spool), most_bytes=settings.spool_bytes, bundle_bytes=settings.bundle_bytes)
     stream = await asyncio.open_connection(sock=end)
     stopping = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    os_signals.act_on({signal.SIGTERM: stopping.set})
     tell("not connected yet")
     async with (
         NatsConnection(endpoint, on_change=changed) as connection,

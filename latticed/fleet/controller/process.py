@@ -22,7 +22,7 @@ import latticed
 from latticed.fleet.controller import database, serving, settings
 from latticed.fleet.controller.api import FleetApi
 from latticed.fleet.controller.running import KEY, RunningController
-from latticed.kit import logs, process_start, sd_notify
+from latticed.kit import logs, os_signals, process_start, sd_notify
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ async def _run(found: ControllerSettings, *, rebuild: bool) -> int:
         log.warning("database_set_aside", path=str(aside) if aside is not None else "")
     peers = await asyncio.to_thread(settings.resolved, found.access)
     stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+    os_signals.act_on({signal.SIGTERM: stopping.set, signal.SIGINT: stopping.set})
     async with RunningController(found) as running:
         api = FleetApi(running, peers, version=latticed.__version__)
         async with serving.listening(api.application(), found.socket, group=found.access.socket_group):
