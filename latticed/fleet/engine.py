@@ -138,9 +138,6 @@ class ControllerEngine(Protocol):
     def events(self, after: int = 0) -> AsyncIterator[Sequence[Stored]]:
         """Nodes' events with a revision above `after`, and those that come; never ends."""
 
-    async def forget_events(self, node: str, revision: int) -> None:
-        """Drop a node's events up to that revision, once they are kept elsewhere: this frees its quota."""
-
     async def event_counts(self) -> dict[str, int]:
         """How many events of each node are kept."""
 

@@ -191,9 +191,6 @@ class NatsControllerEngine:
     def events(self, after: int = 0) -> AsyncIterator[Sequence[Stored]]:
         return self._read(subjects.EVENTS_STREAM, "ev.*.audit", after)
 
-    async def forget_events(self, node: str, revision: int) -> None:
-        await self._purge(subjects.EVENTS_STREAM, {"filter": subjects.events(node), "seq": revision + 1})
-
     async def event_counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}
         for name, count in (await self._subjects(subjects.EVENTS_STREAM, "ev.*.audit")).items():

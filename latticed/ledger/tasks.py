@@ -181,12 +181,6 @@ def page(
     return [_task(row) for row in conn.execute(statement, (*values, limit))]
 
 
-def count_open(conn: RowReader, plugin_id: str | None = None) -> int:
-    """Number of tasks that have not ended, of one plugin or of all."""
-    chosen, values = ("AND plugin_id = ?", (plugin_id,)) if plugin_id is not None else ("", ())
-    return int(conn.execute(f"SELECT count(*) FROM tasks WHERE {_IS_OPEN} {chosen}", values).get)  # noqa: S608
-
-
 def overdue(conn: RowReader, *, before_us: int) -> list[TaskRow]:
     """Tasks that wait for approval, or approved for their turn, since before `before_us`; without script and output."""
     statement = (

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from latticed.model.audit import Actor
     from latticed.model.verdict import Verified
 
-STEPS: Final = ("file", "publisher", "manifest", "consent", "artifact", "sandbox", "placed")
-"""What an import goes through, in this order."""
 _NAME_BYTES: Final = 255
 _PIECE_BYTES: Final = 1 << 20
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -47,7 +45,10 @@ _HOW: Final = "make it by: tar -cf NAME.tar -C BUNDLE manifest.json artifact"
 
 @dataclass(slots=True, kw_only=True)
 class Import(Underway):
-    """One whose file is here; `id` is empty until its manifest is read."""
+    """One whose file is here; `id` is empty until its manifest is read.
+
+    Its steps: `file` in place of a source's `index`, and then those of `install.STEPS`.
+    """
 
     wanted: rules.WantedImport
 

@@ -704,18 +704,6 @@ class DdnsStatusAnswer(TypedDict):
     records: list[DdnsRecord]
 
 
-# What an action comes to.
-
-
-class ActionReply(TypedDict):
-    """What an action came to; `error` is null when `ok`."""
-
-    ok: bool
-    message: str
-    result: Json
-    error: str | None
-
-
 ANSWERS: dict[str, Any] = {
     "kv.get": KvGetAnswer,
     "kv.list": KvListAnswer,

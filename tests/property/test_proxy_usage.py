@@ -132,7 +132,6 @@ def test_quota_and_end_cut_a_user_and_nobody_else():
     state = usage.polled(Usage(), told)
     off = usage.over(state, {}, {"anna": 100, "ben": 100, "carl": 100}, now_s=0)
     assert off == {"anna"}
-    assert usage.to_close(told, off) == ("a1", "a2", "a3")
     assert usage.sources(told) == {"anna": 2, "ben": 1}
     assert usage.over(usage.reset(state, "anna"), {}, {"anna": 100}, now_s=0) == frozenset()
     # What is open still counts from the reset on, not from its opening.

@@ -99,11 +99,6 @@ def over(state: Usage, until: Mapping[str, int], quotas: Mapping[str, int], now_
     return frozenset(ended | spent)
 
 
-def to_close(connections: Iterable[Connection], users: frozenset[str]) -> tuple[str, ...]:
-    """The ids of these users' connections, and nobody else's."""
-    return tuple(sorted(one.id for one in connections if one.user in users))
-
-
 def sources(connections: Iterable[Connection]) -> dict[str, int]:
     """From how many addresses each user is connected at once: about as many as he has devices."""
     found: dict[str, set[str]] = {}
