@@ -60,10 +60,3 @@ def _of(body: list[ast.stmt]) -> dict[str, str]:
         if isinstance(name, ast.Name) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             found[name.id] = inspect.cleandoc(str(after.value.value))
     return found
-
-
-def module_constants(module: Any) -> dict[str, str]:
-    """{name: the string below it} of the constants of a module."""
-    path = inspect.getsourcefile(module)
-    with open(str(path), encoding="utf-8") as file:
-        return _of(ast.parse(file.read()).body)
