@@ -110,14 +110,17 @@ class KeptState:
     def events(self) -> list[messages.NewEvent]:
         """Those that the engine has not acknowledged, oldest first."""
         place, found = self._directory / EVENTS, []
-        for name in sorted((one for one in os.listdir(place) if one.isdecimal()), key=int):
-            # One that the chain does not count yet was being added when the process was killed.
-            if int(name) > self.state.events:
-                (place / name).unlink(missing_ok=True)
-                continue
-            with contextlib.suppress(FileNotFoundError):  # acknowledged meanwhile
-                kept = msgspec.json.decode((place / name).read_bytes(), type=_KeptEvent)
-                found.append(messages.NewEvent(number=int(name), message_id=kept.message_id, document=kept.document))
+        with self.lock:  # one that another thread is adding has its file before the chain counts it
+            for name in sorted((one for one in os.listdir(place) if one.isdecimal()), key=int):
+                # One that the chain does not count yet was being added when the process was killed.
+                if int(name) > self.state.events:
+                    (place / name).unlink(missing_ok=True)
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # acknowledged meanwhile
+                    kept = msgspec.json.decode((place / name).read_bytes(), type=_KeptEvent)
+                    found.append(
+                        messages.NewEvent(number=int(name), message_id=kept.message_id, document=kept.document)
+                    )
         return found
 
     def forget_event(self, number: int) -> None:

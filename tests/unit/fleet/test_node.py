@@ -170,6 +170,22 @@ def test_document_that_the_disk_does_not_take_is_taken_up_later(beside, monkeypa
     assert beside.kept.state.generation == 1
 
 
+def test_event_that_is_added_while_waiting_ones_are_repeated_keeps_its_file(beside):
+    """They are repeated at each connection, and events are added by other threads meanwhile."""
+    added = []
+
+    def add():
+        said = kept_state.EventSaid(at=fleets.NOW, action="fleet.asked", target="")
+        added.extend(beside.kept.add_event(said).number for _ in range(40))
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    while adding.is_alive():
+        beside.kept.events()
+    adding.join()
+    assert [one.number for one in beside.kept.events()] == added == list(range(1, 41))
+
+
 def test_nothing_follows_from_an_intent_that_was_revoked(beside):
     beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
     beside.node.converge()
