@@ -88,14 +88,10 @@ def config_of(before: Record, after: Record) -> str:
 def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> None:
     """As `set_aside`, after a loss, when the floors pin another publisher than the ledger's record.
 
-    Only key-value data, configuration and events are set aside, and earlier versions removed. `before` is None for an
-    id that the ledger did not know.
+    `before` is None for an id that the ledger did not know. Changes nothing if the publisher stays.
     """
-    if before is not None and before.facts.publisher != after.facts.publisher:
-        kv.rename(tx, f"plugin:{before.id}", f"plugin:{before.id}@{before.facts.publisher}")
-        configs.rename_plugin(tx, before.id, f"{before.id}@{before.facts.publisher}")
-        audit_horizon.draw(tx, before.id)
-        versions.clear(tx, before.id)  # of code of the other publisher
+    if before is not None and (swap := set_aside(before, after)) is not None:
+        swap(tx)
 
 
 def _clear(tx: Transaction, plugin_id: str) -> None:

@@ -185,11 +185,12 @@ async def opened(
     clock: Clock | None = None,
     builtins: tuple[Builtin, ...] = (),
     version: str = "",
+    accept_rollback: bool = False,
 ) -> AsyncIterator[Home]:
     """A daemon below `root` (default: a temporary directory) that trusts `author` and runs Driven plugins.
 
-    `real`: plugins run as the settings say. `builtins` are what the latticed of `version` brings. The directory's name
-    is short: the path of a unix socket holds 107 bytes.
+    `real`: plugins run as the settings say. `builtins` are what the latticed of `version` brings. `accept_rollback`: as
+    the option of the daemon. The directory's name is short: the path of a unix socket holds 107 bytes.
     """
     with contextlib.ExitStack() as stack:
         place = root or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latticed-")))
@@ -197,7 +198,15 @@ async def opened(
         (place / "trust.json").write_bytes(bundles.policy_bytes(author) if policy is None else policy)
         config, settings = settings_in(place, toml)
         given = runners or dict.fromkeys(("system", "wasm", "worker"), driven)
-        made = App(config, settings, runners=None if real else given, builtins=builtins, version=version, clock=clock)
+        made = App(
+            config,
+            settings,
+            runners=None if real else given,
+            builtins=builtins,
+            version=version,
+            clock=clock,
+            accept_rollback=accept_rollback,
+        )
         async with made as app:
             connector = aiohttp.UnixConnector(str(settings.control_socket), force_close=True)
             async with aiohttp.ClientSession(connector=connector) as session:
