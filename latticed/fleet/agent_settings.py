@@ -32,6 +32,7 @@ STATE: Final = Path("/var/lib/latticed-fleet")
 USER: Final = "latticed-fleet"
 CONTROL: Final = "/run/latticed/control.sock"
 _ROOT: Final = frozenset({0})
+_ANEW: Final = "remove it; then latticed-fleet join, with another invitation, writes it anew"
 _FILE_BYTES: Final = 64 << 10
 _HOST: Final = r"^[A-Za-z0-9.:\[\]-]{1,255}\Z"
 _SERVER: Final = r"^tls://[A-Za-z0-9.:\[\]-]{1,255}\Z"
@@ -95,9 +96,9 @@ def pinned(path: Path) -> EnrolmentToken:
         hint = "the operator invites it by latticectl fleet enroll, then: latticed-fleet join INVITATION"
         raise Problem("not_enrolled", f"expected a host that is of a fleet, found no {path}", hint) from error
     except (OSError, ValueError, trusted_files.ForeignFile) as error:
-        hint = "latticed-fleet join, with another invitation, writes it anew"
-        raise Problem("fleet_state_invalid", f"{path}: {error}", hint) from error
+        raise Problem("fleet_state_invalid", f"{path}: {error}", _ANEW) from error
     found: EnrolmentToken = signed.document
     if signed.key not in found.operators:
-        raise Problem("fleet_state_invalid", f"{path}: expected a token signed by one of the operators that it names")
+        reason = f"{path}: expected a token signed by one of the operators that it names"
+        raise Problem("fleet_state_invalid", reason, _ANEW)
     return found

@@ -61,7 +61,10 @@ _HINTS: Final = {
         "is gone"
     ),
     "node_unknown": "the controller knows no such node: have the operator invite this host anew",
-    "node_revoked": "this host was revoked; to have it back, invite it anew: it gets another key",
+    "node_revoked": (
+        "this host was revoked; to have it back, under another key: systemctl stop latticed-fleet, remove "
+        "/var/lib/latticed-fleet/node, then latticed-fleet join with a new invitation"
+    ),
     "renewal_invalid": "look at the agent's log on the host",
     "operator_unknown": "the invitation is by an operator whom the controller does not know",
     "store_unavailable": "free some space on the controller's host, then run this again: the invitation stays yours",

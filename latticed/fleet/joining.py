@@ -6,7 +6,8 @@
     4  link/nats.creds, then /etc/latticed/fleet/token       (root's alone: from here on the unit starts)
 
 Killed between two of these, it goes on with the keys that are there. A host that is of the fleet already keeps its key
-and its state, and gets new credentials: so one that was off for longer than they last is mended.
+and its state, and gets new credentials: so one that was off for longer than they last is mended. One whose state is
+gone gets another key, once the one before is revoked.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     user = _user(options.user)
     _directories(state, user)
     with _as(user):
+        kept = before is not None and os.path.lexists(state.node)
         node_key = _node(state, invited, joined=before is not None)
         credentials = _asked(
             state,
@@ -77,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     _pin(options.pinned, invited)
     with _as(user):
         state.seed.unlink(missing_ok=True)
-    _tell(invited, node_key, credentials, state, again=before is not None)
+    _tell(invited, node_key, credentials, state, again=kept)
     return 0
 
 
@@ -172,13 +174,14 @@ def _as(user: tuple[int, int]) -> Iterator[None]:
 def _node(state: AgentState, invited: Invitation, *, joined: bool) -> str:
     """The node's public key, made now unless it is there. Problem io_error, fleet_state_invalid, operator_revoked.
 
-    `joined`: the host is of this fleet, so key and state have to be there, and stay.
+    `joined`: the host is of this fleet, so key and state stay as they are. Where both are gone it is another node to
+    the fleet, for which nothing of before counts: the controller lets it have the name once the old key is revoked.
     """
     _clear(state)
     if not joined and os.path.lexists(state.node) and not _made_for(state, invited):
         # Of an attempt to join as another node, which never came to be.
         shutil.rmtree(state.node)
-    if not joined and not os.path.lexists(state.node):
+    if not os.path.lexists(state.node):
         return kept_state.enrol(state.node, invited.token.envelope, now_s=int(time.time()))
     found = kept_state.opened(state.node, invited.document).state
     if invited.token.key in found.revoked:

@@ -36,6 +36,10 @@ TOKEN: Final = "token"  # noqa: S105 - the name of a file
 STATE: Final = "state"
 EVENTS: Final = "events"
 _STATE_BYTES: Final = 16 << 20
+_ANEW: Final = (
+    "to join anew, under another key: systemctl stop latticed-fleet, remove {}, have the operator revoke the key of "
+    "before and invite this host, then latticed-fleet join"
+)
 _MOST_EVENTS: Final = 256
 """Events that wait for the engine; further ones are counted in the chain's numbers, and not kept."""
 
@@ -167,7 +171,7 @@ def opened(directory: Path, pinned: EnrolmentToken | None = None) -> KeptState:
         found = directory.stat()
         if found.st_uid not in {0, os.geteuid()} or stat.S_IMODE(found.st_mode) & 0o077:
             detail = f"expected {directory} to be this user's alone, found mode {stat.S_IMODE(found.st_mode):04o}"
-            raise _invalid(detail)
+            raise _invalid(detail, directory)
         token = pinned or _token(files.read_at_most(directory / TOKEN, documents.MAX_BYTES))
         key = key_files.read(directory / KEY)
         data = files.read_at_most(directory / STATE, _STATE_BYTES)
@@ -175,14 +179,14 @@ def opened(directory: Path, pinned: EnrolmentToken | None = None) -> KeptState:
         raise Problem(
             "not_enrolled",
             f"expected key, token and state in {directory}, found no {os.path.basename(error.filename or '')}",
-            "enrol the host; one whose state is lost joins anew, under another key",
+            _ANEW.format(directory),
         ) from error
     except (OSError, ValueError) as error:
-        raise _invalid(str(error)) from error
+        raise _invalid(str(error), directory) from error
     try:
         state = msgspec.json.decode(data, type=judging.NodeState)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise _invalid(str(error)) from error
+        raise _invalid(str(error), directory) from error
     public = key_files.public_text(key)
     # From what cannot have changed, whatever the state says.
     pinned_fields: dict[str, Any] = {
@@ -192,7 +196,7 @@ def opened(directory: Path, pinned: EnrolmentToken | None = None) -> KeptState:
         "node_key": public,
     }
     if state.node_key != public:
-        raise _invalid("the state is of another key")
+        raise _invalid("the state is of another key", directory)
     if not state.serial:  # the operator has certified no other labels than those of the token
         pinned_fields["labels"] = token.labels
     return KeptState(directory, key, msgspec.structs.replace(state, **pinned_fields))
@@ -216,9 +220,6 @@ def _first(token: EnrolmentToken, public: str) -> judging.NodeState:
     )
 
 
-def _invalid(found: str) -> Problem:
-    return Problem(
-        "fleet_state_invalid",
-        f"expected the state of a node, found: {found[:300]}",
-        "a host whose state is damaged joins anew, under another key",
-    )
+def _invalid(found: str, directory: Path) -> Problem:
+    reason = f"expected the state of a node, found: {found[:300]}"
+    return Problem("fleet_state_invalid", reason, _ANEW.format(directory))

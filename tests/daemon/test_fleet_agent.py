@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import ssl
 import stat
@@ -16,7 +17,7 @@ import time
 
 import pytest
 
-from latticed.fleet import documents, nkeys
+from latticed.fleet import agent_settings, documents, nkeys
 from tests.house import agents, bundles, enrolling, fleets, long, processes
 from tests.house.processes import until
 
@@ -312,6 +313,58 @@ def test_host_that_was_off_for_too_long_says_so_and_joins_anew_as_what_it_was(fl
         assert ((host.state.node / "key").read_bytes(), (host.state.node / "state").read_bytes()) == (key, state)
         with host.running() as agent:
             agent.until("connected; nothing assigned yet")
+
+
+@pytest.mark.parametrize("lost", ["all", "state"])
+def test_host_whose_state_is_lost_joins_anew_once_its_key_is_revoked(fleet, host, node, lost):
+    """Under another key: a floor of generations that is lost does not begin at zero under the one of before."""
+    assert host.join(fleet.invitation(node)).returncode == 0
+    key = fleet.office.joined[node].node_key
+    if lost == "all":
+        shutil.rmtree(host.state.directory)
+    else:
+        (host.state.node / "state").unlink()
+        refused = host.join(fleet.invitation(node))
+        assert f"remove {host.state.node}" in refused.stderr, refused.stderr
+        shutil.rmtree(host.state.node)
+    invitation = fleet.invitation(node)
+    refused = host.join(invitation)
+    assert (refused.returncode, "node_exists" in refused.stderr) == (1, True), refused.stderr
+    fleet.office.revoked.add(key)
+    joined = host.join(invitation)
+    assert joined.returncode == 0, joined.stderr
+    assert fleet.office.joined[node].node_key != key
+    with host.place.running(), host.running() as agent:
+        agent.until("connected; nothing assigned yet")
+
+
+def test_host_that_was_revoked_comes_back_by_what_it_is_told(fleet, host, node):
+    assert host.join(fleet.invitation(node)).returncode == 0
+    key = fleet.office.joined[node].node_key
+    fleet.office.revoked.add(key)
+    invitation = fleet.invitation(node)
+    refused = host.join(invitation)
+    assert "node_revoked" in refused.stderr, refused.stderr
+    assert f"remove {agent_settings.STATE}/node, then latticed-fleet join" in refused.stderr, refused.stderr
+    shutil.rmtree(host.state.node)
+    joined = host.join(invitation)
+    assert joined.returncode == 0, joined.stderr
+    assert "systemctl enable --now latticed-fleet" in joined.stdout
+    assert fleet.office.joined[node].node_key != key
+    with host.place.running(), host.running() as agent:
+        agent.until("connected; nothing assigned yet")
+
+
+def test_host_whose_pinned_token_is_damaged_keeps_its_key(fleet, host, node):
+    assert host.join(fleet.invitation(node)).returncode == 0
+    key = fleet.office.joined[node].node_key
+    host.pinned.write_bytes(b"{")
+    invitation = fleet.invitation(node)
+    refused = host.join(invitation)
+    assert "remove it; then latticed-fleet join" in refused.stderr, refused.stderr
+    host.pinned.unlink()
+    assert host.join(invitation).returncode == 0
+    assert fleet.office.joined[node].node_key == key
 
 
 def test_host_that_is_cut_off_runs_on_and_is_mended_by_another_invitation(own_fleet, host, node):
