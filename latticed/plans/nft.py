@@ -98,7 +98,8 @@ class NftKind:
     def observe(self, tools: Tools) -> Live:
         """Table, listeners, sessions of ssh, interfaces and other tables.
 
-        Facts: as `nft_guard.facts.plain` has them, and `table`: `{present, understood, bans}`.
+        Facts: as `nft_guard.facts.plain` has them, `table`: `{present, understood, bans}`, and `unfinished`, as `Live`:
+        bans outlast their end.
         """
         foreign, present = parsed(sources.foreign_tables, _nft(tools, "-j", "list", "tables").stdout)
         found = applied.Seen()
@@ -109,7 +110,9 @@ class NftKind:
         # Anyone who is root may have put in more than any intent has.
         bans = [{"network": str(one.network), "remaining_s": one.remaining_s} for one in found.bans[:MAX_BANS]]
         table = {"present": present, "understood": found.understood, "bans": bans}
-        return Live(facts={**facts, "table": table}, basis=found.basis, text=found.text)
+        unfinished = applied.outlast(found.bans, found.until, _now_s())
+        facts |= {"table": table, "unfinished": unfinished}
+        return Live(facts=facts, basis=found.basis, text=found.text, unfinished=unfinished)
 
     def validate(self, rendering: bytes, tools: Tools) -> None:
         """`nft -c`: it finds little of what is meant wrong, which `check` does, but what this kernel has not."""

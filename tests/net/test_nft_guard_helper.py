@@ -21,6 +21,7 @@ from tests.house.nft_places import BASE, SSH, WIDE, NftPlace
 pytestmark = pytest.mark.root
 
 STRANGER = "198.51.100.7"
+TABLE = " ".join(firewalled.TABLE)
 FOREIGN = b"""
     table ip nat {
         chain prerouting {
@@ -161,6 +162,24 @@ def test_approved_ban_may_be_left_out_only_once_it_is_over(site):
         plan = site.helper.offer({**BASE, "bans": [kept]}, kind="nft")
         moved = site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON)
         assert moved.state == "applied", moved
+
+
+def test_ban_that_came_in_while_the_clock_was_behind_ends_in_time_once_its_plan_is_applied_again(site):
+    """As a boot before the clock is set leaves it: years remain to an hour."""
+    with site.helper.running():
+        ban = banned(STRANGER, 3_600)
+        plan = site.helper.applied({**BASE, "bans": [ban]}, kind="nft")
+        late = f'{{ {STRANGER} timeout 63075600s comment "until {ban["expires_at"]}" }}'
+        for line in (f"delete element {TABLE} bans4 {{ {STRANGER} }}", f"add element {TABLE} bans4 {late}"):
+            site.net.run("r", "nft", "-f", "-", stdin=f"{line}\n".encode())
+        assert site.banned()[f"{STRANGER}/32"] > 63_000_000
+        assert site.helper.ask(protocol.Observe(kind="nft")).live["unfinished"] is True
+        assert site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON).state == "applied"
+        assert 3_000 < site.banned()[f"{STRANGER}/32"] <= 3_600
+        assert site.helper.ask(protocol.Observe(kind="nft")).live["unfinished"] is False
+        before = len(site.helper.steps())
+        assert site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON).state == "applied"
+        assert len(site.helper.steps()) == before
 
 
 def test_flush_by_another_is_seen_within_a_poll_and_restored_where_root_says_so(site):

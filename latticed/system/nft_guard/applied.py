@@ -11,7 +11,7 @@ import datetime as dt
 import ipaddress
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.nft_guard import bans, parse, render
@@ -43,13 +43,15 @@ class Unrestorable(Exception):
 class Seen:
     """The owned table: as `text` to compare with a rendering, and as `basis`, which no ban and no counter changes.
 
-    `understood` False: somebody else has been in it. `bans`: network and whole seconds that remain.
+    `understood` False: somebody else has been in it. `bans`: network and whole seconds that remain. `until`: the ends
+    of those that have one, in seconds since 1970.
     """
 
     text: str = ""
     basis: bytes = b""
     understood: bool = True
     bans: tuple[LiveBan, ...] = ()
+    until: Mapping[Network, int] = field(default_factory=dict)
 
 
 def seen(listing: Any, stateless: bytes) -> Seen:
@@ -60,9 +62,10 @@ def seen(listing: Any, stateless: bytes) -> Seen:
     except parse.Foreign:
         shown = "\n".join(parse.without_elements(stateless)) + "\n"
         return Seen(text=shown, basis=f"foreign {parse.drift_hash(stateless)}".encode(), understood=False, bans=live)
-    known = [Ban(network=network, expires_at=until) for network, until in ends(listing).items()]
+    until = ends(listing)
+    known = [Ban(network=network, expires_at=end) for network, end in until.items()]
     text = "".join(f"{line}\n" for line in render.lines(_ordered(found), known))
-    return Seen(text=text, basis=_basis(text), bans=live)
+    return Seen(text=text, basis=_basis(text), bans=live, until=until)
 
 
 def holds(rendering: bytes, basis: bytes) -> bool:
@@ -90,6 +93,13 @@ def missing(rendering: bytes, listing: Any, now_s: int) -> tuple[Network, ...]:
     wanted, _ = _comments(rendering.decode("ascii"))
     there = {one.network for one in parse.bans(listing)}
     return tuple(network for network, until in wanted.items() if until > now_s + 60 and network not in there)
+
+
+def outlast(live: Iterable[LiveBan], until: Mapping[Network, int], now_s: int) -> bool:
+    """Whether the kernel keeps a ban for longer than a minute beyond its end, as one that came in while the clock was
+    behind: a commit gives it its time.
+    """
+    return any(one.remaining_s > until[one.network] - now_s + 60 for one in live if one.network in until)
 
 
 def ends(listing: Any) -> dict[Network, int]:

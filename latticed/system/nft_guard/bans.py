@@ -32,8 +32,9 @@ class LiveBan:
 def carried(new: Intent, *, approved: Intent | None, live: Iterable[LiveBan], now_s: int) -> tuple[LiveBan, ...]:
     """The elements with which `new` is to be rendered when it replaces `approved`; `now_s`: seconds since 1970.
 
-    A ban that both intents have with the same end keeps the time that the kernel says remains: a clock that was set
-    back or forward neither lengthens nor ends it. Another one gets the time to its end. What an operator put into the
+    A ban that both intents have with the same end keeps the time that the kernel says remains, so that a clock that was
+    set back does not lengthen it, but never beyond that end: the clock may have been behind when it came in, as at a
+    boot before it is set. Another one gets the time to its end. What an operator put into the
     set by hand (`nft add element`, with a timeout) stays, unless `never` has it. What `approved` had and `new` has not
     is gone. None gets more than three years.
     """
@@ -60,7 +61,8 @@ def kept(
     found: dict[Network, int] = {}
     for network, expires_at in wanted.items():
         same = known.get(network) == expires_at and network in remaining
-        found[network] = remaining[network] if same else expires_at - now_s
+        left = expires_at - now_s
+        found[network] = min(remaining[network], left) if same else left
     for network, left in remaining.items():
         if network not in known and network not in found and not covered.hit_by(network):
             found[network] = left

@@ -21,7 +21,7 @@ KIND: Final = "nft"
 POLL_S: Final = 5.0
 """Seconds between two looks at the live table: drift is in the health at most so much later."""
 MEND_S: Final = 60.0
-"""Seconds between two attempts to apply bans that are not in the table."""
+"""Seconds between two attempts to apply bans that are not in the table, or outlast their end there."""
 MAX_BAN_S: Final = 365 * 86_400
 MAX_KEPT: Final = 512
 """Bans of `ban` at a time: they are one value of kv. More belong into the configuration."""
@@ -135,9 +135,11 @@ class NftGuard(SystemPlugin):
 
     async def _mend(self, state: Any) -> None:
         """Apply bans that were kept and are not in the table: latticed was killed in between, or the apply failed after
-        its answer was waited for. Tried again after MEND_S; until then `_unapplied` says why.
+        its answer was waited for. Also where bans in the table outlast their end, since the clock was behind when they
+        came in. Tried again after MEND_S; until then `_unapplied` says why.
         """
-        target, table = state["target"] or {}, (state["live"] or {}).get("table") or {}
+        target, live = state["target"] or {}, state["live"] or {}
+        table = live.get("table") or {}
         if not target.get("confirmed") or target.get("unconfirmed") or target.get("drifted"):
             return
         async with self._changing:
@@ -145,7 +147,7 @@ class NftGuard(SystemPlugin):
             # One that is nearly over may have ended in the kernel.
             soon_s = time.time() + 2 * POLL_S
             missing = [network for network, ban in kept.items() if network not in there and ban["expires_at"] > soon_s]
-            if not missing:
+            if not missing and not live.get("unfinished"):
                 self._unapplied = ""
             elif time.monotonic() >= self._mended_s + MEND_S:
                 self._mended_s = time.monotonic()
@@ -153,7 +155,8 @@ class NftGuard(SystemPlugin):
                     await self._changed(kept, kept)
                     self._unapplied = ""
                 except PluginError as error:
-                    self._unapplied = f"{len(missing)} bans are not in the table: {error}"
+                    wrong = f"{len(missing)} bans are not in the table" if missing else "bans outlast their end"
+                    self._unapplied = f"{wrong}: {error}"
 
     # What is wanted
 

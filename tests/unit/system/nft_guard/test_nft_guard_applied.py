@@ -73,6 +73,27 @@ def test_ban_that_is_there_with_the_same_end_keeps_what_the_kernel_says_remains(
     assert found == [ban("192.0.2.1", 17, NOW + 60), ban("192.0.2.2", 1_090, NOW + 90)]
 
 
+def test_ban_that_came_in_while_the_clock_was_behind_ends_when_the_intent_says_so():
+    """At a boot before the clock is set: the kernel was told years for an hour."""
+    live = listing(
+        element("192.0.2.1", timeout=63_075_600, expires=63_075_000, comment=f"until {NOW + 3_000}"),
+        element("192.0.2.2", timeout=63_075_600, expires=63_075_000, comment=f"until {NOW - 60}"),
+    )
+    rendering = rendered(("192.0.2.1", NOW + 3_000), ("192.0.2.2", NOW - 60))
+    assert added(applied.transaction(rendering, live, NOW)) == [ban("192.0.2.1", 3_000, NOW + 3_000)]
+
+
+@pytest.mark.parametrize(("left", "told"), [(61, True), (60, False), (1, False)])
+def test_table_tells_of_bans_that_outlast_their_end(left, told):
+    """By more than a minute: a clock that is set by a little is no reason to load the table again."""
+    live = listing(
+        element("192.0.2.1", timeout=600, expires=left, comment=f"until {NOW}"),
+        element("192.0.2.2", timeout=600, expires=600, comment=f"until {NOW + 600}"),
+        element("192.0.2.3", timeout=600, expires=600),
+    )
+    assert applied.outlast(parse.bans(live), applied.ends(live), NOW) is told
+
+
 def test_ban_that_the_intent_has_no_more_is_gone_and_one_put_in_by_hand_stays_unless_never_has_it():
     live = listing(
         element("192.0.2.1", timeout=600, expires=100, comment=f"until {NOW + 100}"),

@@ -31,6 +31,7 @@ class World:
         self.target: dict[str, Any] = {"confirmed": "ab" * 32, "unconfirmed": "", "drifted": False}
         self.refuses: dict[str, str] = {}
         self.killed_at = ""
+        self.unfinished = False
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         await asyncio.sleep(0)
@@ -58,7 +59,8 @@ class World:
                     raise HostError("not_found", "this plugin has no plan of that sha256")
                 return {"plans": [{"intent": self.plans[params["sha256"]]}], "next": None}
             case "network.state":
-                return {"target": self.target, "live": {"table": {"present": True, "bans": self.table()}}}
+                table = {"present": True, "bans": self.table()}
+                return {"target": self.target, "live": {"table": table, "unfinished": self.unfinished}}
         raise AssertionError(method)
 
     def table(self) -> list[dict[str, str]]:
@@ -223,6 +225,21 @@ async def test_nothing_is_applied_unasked_while_a_plan_waits_drifted_or_none_is_
     world.target |= target
     await world.plugin()._mend(await world.ask("network.state", {}))
     assert world.applied == []
+
+
+async def test_bans_that_outlast_their_end_are_applied_again_once_in_a_while():
+    world = World()
+    plugin = world.plugin()
+    await plugin.do_ban(ban(ADA))
+    world.unfinished = True
+    state = await world.ask("network.state", {})
+    for _ in range(3):
+        await plugin._mend(state)
+    assert (len(world.applied), world.applied[1]) == (2, world.applied[0])
+    world.unfinished = False
+    plugin._mended_s = float("-inf")
+    await plugin._mend(await world.ask("network.state", {}))
+    assert (len(world.applied), plugin._unapplied) == (2, "")
 
 
 async def test_bans_that_cannot_be_applied_are_tried_once_in_a_while_and_told():
