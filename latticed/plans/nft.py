@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.model.errors import Problem
+from latticed.plans import sshd
 from latticed.plans.effects import finding, parsed, ran
 from latticed.plans.kind import Live
 from latticed.system import findings
@@ -25,11 +26,10 @@ from latticed.system.nft_guard.facts import LiveFacts
 from latticed.system.nft_guard.intent import MAX_BANS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from latticed.plans.kind import Intent, ProgramEnd, Tools
     from latticed.plans.protocol import Finding
-    from latticed.system.nft_guard.facts import Listener
 
 TABLE: Final = (tables.FAMILY, tables.NAME)
 PACKAGES: Final = MappingProxyType({"nft": "nftables", "ss": "iproute2", "ip": "iproute2"})
@@ -159,30 +159,16 @@ class NftKind:
 
 
 def _facts(tools: Tools, foreign: tuple[str, ...]) -> LiveFacts:
-    listening = parsed(sources.listeners, ran(tools, PACKAGES, "ss", "-Htlnp").stdout)
-    ports = _sshd_ports(tools, listening)
-    reached = {*ports, *(one.port for one in listening if one.process == "sshd")}
-    established = ran(tools, PACKAGES, "ss", "-Htnp", "state", "established").stdout
+    ssh = sshd.seen(tools)
     routes = [ran(tools, PACKAGES, "ip", "-j", family, "route", "show", "default").stdout for family in ("-4", "-6")]
     return LiveFacts(
         interfaces=parsed(sources.interfaces, ran(tools, PACKAGES, "ip", "-j", "address", "show").stdout, routes),
-        listeners=listening,
-        sshd_ports=ports,
-        sessions=parsed(sources.sessions, established, reached),
+        listeners=ssh.listeners,
+        sshd_ports=ssh.ports,
+        sessions=ssh.sessions,
         foreign_tables=foreign,
         active_firewalls=_firewalls(tools, foreign),
     )
-
-
-def _sshd_ports(tools: Tools, listening: Iterable[Listener]) -> tuple[int, ...]:
-    """Of `sshd -T`. Where sshd is installed, cannot say, and none listens: the port that it has by default."""
-    ended = _ran_if_there(tools, "sshd", "-T")
-    if ended is None:
-        return ()
-    ports = sources.sshd_ports(ended.stdout) if ended.status == 0 else ()
-    if ports or any(one.process == "sshd" for one in listening):
-        return ports
-    return (sources.SSH_PORT,)
 
 
 def _firewalls(tools: Tools, foreign: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pytest
 from latticed.plans import protocol
 from latticed.plans.nft import NftKind
 from latticed.system.nft_guard import parse
-from tests.house import apply_helpers, firewalled, processes, traces
+from tests.house import apply_helpers, firewalled, processes, ssh_logins, traces
 from tests.house.nft_places import BASE, SSH, WIDE, NftPlace
 
 pytestmark = pytest.mark.root
@@ -149,6 +149,23 @@ def test_ban_needs_no_approval_and_going_back_neither_but_a_new_port_does(site):
         assert site.banned() == {}
         wide = site.helper.offer(WIDE, kind="nft")
         assert site.helper.ask(protocol.Apply(plan=wide), user=apply_helpers.DAEMON).code == "not_approved"
+
+
+OPEN = {
+    "groups": [SSH, {"name": "web", "rules": [{"proto": "tcp", "ports": ["8000-8010"]}]}],
+    "bindings": {"groups": ["ssh", "web"]},
+}
+
+
+def test_way_to_sshd_is_not_taken_away_by_a_process_that_calls_itself_sshd_at_another_port(site):
+    with site.helper.running(), ssh_logins.sshd(site.net):
+        site.helper.applied(OPEN, kind="nft")
+        before = site.table()
+        with ssh_logins.named(site.net, "sshd", 8_001, apply_helpers.DAEMON):
+            plan = site.helper.offer({**OPEN, "bindings": {"groups": ["web"]}}, kind="nft")
+            answer = site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON)
+            assert (answer.code, [one.code for one in answer.findings]) == ("intent_refused", ["lockout"])
+        assert site.table() == before
 
 
 def test_approved_ban_may_be_left_out_only_once_it_is_over(site):

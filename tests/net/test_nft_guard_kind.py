@@ -13,7 +13,7 @@ from latticed.model.errors import Problem
 from latticed.plans.nft import NftKind
 from latticed.plans.programs import ProgramTools
 from latticed.system.nft_guard import decode, facts, parse, question
-from tests.house import firewalled
+from tests.house import firewalled, processes, ssh_logins
 
 pytestmark = pytest.mark.root
 
@@ -277,6 +277,15 @@ def test_ssh_session_from_a_source_that_would_be_dropped_is_a_lockout_and_its_ba
         assert codes(narrow, live) == ["lockout_source"]
         assert codes({**INTENT, "bans": [banned("10.9.0.2", 60)]}, live) == ["ban_hits_session", "lockout_source"]
     assert codes({**INTENT, "bans": [banned("10.9.1.2", 60)]}, live, "10.9.1.2")[0] == "ban_hits_approver"
+
+
+def test_sshd_is_a_process_of_root_that_is_called_so(net, tools):
+    fake = ssh_logins.named(net, "sshd", 8_001, processes.STRANGER)
+    with ssh_logins.sshd(net, 2_222) as server, server.login("10.9.0.2"), fake:
+        live = KIND.observe(tools)
+    named = {one["port"]: one["process"] for one in live.facts["listeners"]}
+    assert (named[2_222], named[8_001]) == ("sshd", "")
+    assert [one["peer"] for one in live.facts["sessions"]] == ["10.9.0.2"]
 
 
 UFW = """set -e

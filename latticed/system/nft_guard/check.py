@@ -13,6 +13,7 @@ from latticed.system.nft_guard import compile as compiler
 from latticed.system.nft_guard import lockout
 from latticed.system.nft_guard import table as tables
 from latticed.system.nft_guard.bans import Covered
+from latticed.system.nft_guard.facts import bare
 from latticed.system.nft_guard.intent import Action, Direction, Forward, Proto
 
 if TYPE_CHECKING:
@@ -214,9 +215,7 @@ def _bans_of_ours(intent: Intent, facts: LiveFacts) -> Iterator[Finding]:
 
 
 def _is_banned(session: SshSession, ban: Ban) -> bool:
-    peer = session.peer
-    if isinstance(peer, ipaddress.IPv6Address):
-        peer = peer.ipv4_mapped or ipaddress.IPv6Address(int(peer))  # without its scope
+    peer = bare(session.peer)
     return peer.version == ban.network.version and peer in ban.network
 
 

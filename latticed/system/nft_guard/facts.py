@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from latticed.model.addresses import Address
+
+SSHD: Final = "sshd"
+"""The process that listens for connections of ssh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +47,8 @@ class SshSession:
 class LiveFacts:
     """`sshd_ports`: of `sshd -T`. `approver`: None when the approval does not come over SSH.
 
-    `sessions`: every established connection to sshd: sudo drops SSH_CONNECTION. `foreign_tables`: family and name, as
-    `ip nat`. `active_firewalls`: of ufw and firewalld, those that are active.
+    `sessions`: every established connection to sshd, but by loopback: sudo drops SSH_CONNECTION. `foreign_tables`:
+    family and name, as `ip nat`. `active_firewalls`: of ufw and firewalld, those that are active.
     """
 
     interfaces: tuple[Interface, ...] = ()
@@ -55,6 +58,13 @@ class LiveFacts:
     sessions: tuple[SshSession, ...] = ()
     foreign_tables: tuple[str, ...] = ()
     active_firewalls: tuple[str, ...] = ()
+
+
+def bare(address: Address) -> Address:
+    """An IPv4 address that a socket of IPv6 sees (::ffff:203.0.113.7) as itself; without scope."""
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+    return address
 
 
 def plain(facts: LiveFacts) -> dict[str, Any]:

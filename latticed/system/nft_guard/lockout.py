@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.system.findings import Finding
 from latticed.system.nft_guard import packets
 from latticed.system.nft_guard import table as tables
+from latticed.system.nft_guard.facts import SSHD, bare
 from latticed.system.nft_guard.table import Chain, Table
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def find(table: Table, facts: LiveFacts, banned: Collection[Network]) -> Iterato
             overridable=True,
         )
     sessions = {*([facts.approver] if facts.approver else []), *facts.sessions}
-    shut_out = {_plain(one.peer) for one in sessions if not _let_in(table, facts, one, _plain(one.peer), banned)}
+    shut_out = {bare(one.peer) for one in sessions if not _let_in(table, facts, one, bare(one.peer), banned)}
     for peer in sorted(shut_out, key=str):
         yield Finding(
             code="lockout_source",
@@ -63,20 +64,13 @@ def find(table: Table, facts: LiveFacts, banned: Collection[Network]) -> Iterato
 
 
 def sshd_ports(facts: LiveFacts) -> tuple[int, ...]:
-    """Every port of `sshd -T`, and those on which a process named sshd listens off loopback."""
-    listening = {one.port for one in facts.listeners if one.process == "sshd" and not _loopback(one.address)}
+    """Every port of `sshd -T`, and those at which it listens off loopback."""
+    listening = {one.port for one in facts.listeners if one.process == SSHD and not _loopback(one.address)}
     return tuple(sorted({*facts.sshd_ports, *listening}))
 
 
-def _plain(address: Address) -> Address:
-    """An IPv4 address that a socket of IPv6 sees (::ffff:203.0.113.7) as itself; without scope."""
-    if isinstance(address, ipaddress.IPv6Address):
-        return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
-    return address
-
-
 def _loopback(address: Address | None) -> bool:
-    return address is not None and _plain(address).is_loopback
+    return address is not None and bare(address).is_loopback
 
 
 def _families(facts: LiveFacts, ports: Collection[int]) -> set[int]:
@@ -93,10 +87,10 @@ def _let_in(table: Table, facts: LiveFacts, session: SshSession, peer: Address, 
         return True
     inbound = {session.interface} if session.interface else set()
     if not inbound and session.local is not None:
-        local = _plain(session.local)
+        local = bare(session.local)
         if local == peer:
             return True  # from this host to itself, by the loopback interface
-        inbound = {one.name for one in facts.interfaces if local in map(_plain, one.addresses)}
+        inbound = {one.name for one in facts.interfaces if local in map(bare, one.addresses)}
     if not inbound:
         inbound = {*_interfaces(facts)}
     return all(any(_accepted(table, peer, name, port, banned) for port in sshd_ports(facts)) for name in inbound)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed.system.nft_guard import table as tables
-from latticed.system.nft_guard.facts import Interface, Listener, SshSession
+from latticed.system.nft_guard.facts import SSHD, Interface, Listener, SshSession, bare
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -23,51 +24,60 @@ MAX_LISTENERS: Final = 2_000
 MAX_SESSIONS: Final = 1_000
 SSH_PORT: Final = 22
 """Where sshd is when it is installed and cannot say (sshd_config(5))."""
-_SSHD: Final = frozenset({"sshd", "sshd-session", "sshd-auth"})
+_SSHD: Final = frozenset({SSHD, "sshd-session", "sshd-auth"})
 """Names of its processes; since OpenSSH 9.8 each connection has an sshd-session."""
-_PROCESS: Final = re.compile(r'users:\(\("([^"]*)"')
-_PID: Final = re.compile(r",pid=([0-9]{1,9}),")
+_OWNER: Final = re.compile(r'\("([^"]*)",pid=([0-9]{1,9}),fd=[0-9]{1,9}\)')
+"""A process that has the socket. Its name is its own choice of at most 15 bytes, in which no other process has room."""
+_OF_OTHERS: Final = re.compile(r"\buid:[0-9]")
+"""In a row of `ss -e` where root did not make the socket: anyone may give one to a setuid program, under any name."""
 _ENDPOINT: Final = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)|(\*))(?:%([^:\]\s]+))?:([0-9]+|\*)")
 _FIREWALLS: Final = {"ufw-": ("ufw", "ufw-before-input"), "INPUT_ZONES": ("firewalld", "INPUT_ZONES")}
 """By how the chains begin that the input chain leads to; firewalld has them where its backend is iptables."""
 _NO_FIREWALL: Final = ("", "")
 
 
-def listeners(printed: bytes) -> tuple[Listener, ...]:
-    """Of `ss -Htlnp`: TCP sockets that listen, each once, with the name of their first process."""
-    found = {one for one, _ in owned(printed)}
-    ordered = sorted(found, key=lambda one: (one.process not in _SSHD, one.port, str(one.address)))
+def sshd_pids(*printed: bytes) -> frozenset[int]:
+    """Of `ss -p`: all processes that have a name of sshd, which any process may give itself."""
+    rows = (row for each in printed for row in _rows(each))
+    return frozenset(pid for row in rows for name, pid in row.owners if name in _SSHD)
+
+
+def listeners(printed: bytes, root: Collection[int]) -> tuple[Listener, ...]:
+    """Of `ss -Htlnpe`: TCP sockets that listen, each once, with the name of their first process.
+
+    `sshd` where sshd has it: that is a process of root (`root`: those of `sshd_pids` that are), and a socket that root
+    made. Others of that name have none.
+    """
+    found = set()
+    for row in _rows(printed):
+        if (one := _listener(row)) is not None:
+            name = SSHD if _is_sshd(row, {SSHD}, root) else "" if one.process in _SSHD else one.process
+            found.add(replace(one, process=name))
+    ordered = sorted(found, key=lambda one: (one.process != SSHD, one.port, str(one.address)))
     return tuple(ordered[:MAX_LISTENERS])
 
 
 def owned(printed: bytes) -> tuple[tuple[Listener, frozenset[int]], ...]:
-    """The same as they are printed, each with the numbers of all processes that have it."""
-    found = []
-    for line in printed.decode("utf-8", "replace").splitlines():
-        columns, process = _row(line)
-        # State, Recv-Q, Send-Q, local, peer
-        end = _endpoint(columns[3]) if len(columns) >= 5 else None
-        if end is not None:
-            pids = frozenset(map(int, _PID.findall(line)))
-            found.append((Listener(port=end[2], address=end[0], process=process), pids))
-    return tuple(found)
+    """Of `ss -Htlnp`: the same as they are printed, each with the numbers of all processes that have it."""
+    found = [(_listener(row), frozenset(pid for _, pid in row.owners)) for row in _rows(printed)]
+    return tuple((one, pids) for one, pids in found if one is not None)
 
 
-def sessions(printed: bytes, ports: Collection[int]) -> tuple[SshSession, ...]:
-    """Of `ss -Htnp state established`: connections to one of sshd's `ports`, or that a process of sshd has accepted.
+def sessions(printed: bytes, ports: Collection[int], root: Collection[int]) -> tuple[SshSession, ...]:
+    """Of `ss -Htnpe state established`: connections to one of sshd's `ports`, or that a process of sshd has accepted
+    (`root` as for `listeners`); none from this host to itself by loopback, which no firewall cuts.
 
     Without the ports (another sshd listens elsewhere) the process tells.
     """
     found: set[SshSession] = set()
-    for line in printed.decode("utf-8", "replace").splitlines():
-        columns, process = _row(line)
+    for row in _rows(printed):
         # Recv-Q, Send-Q, local, peer
-        if len(columns) < 4:
+        if len(row.columns) < 4:
             continue
-        local, peer = _endpoint(columns[2]), _endpoint(columns[3])
-        if local is None or peer is None or local[0] is None or peer[0] is None:
+        local, peer = _endpoint(row.columns[2]), _endpoint(row.columns[3])
+        if local is None or peer is None or local[0] is None or peer[0] is None or bare(peer[0]).is_loopback:
             continue
-        if local[2] in ports or process in _SSHD:
+        if local[2] in ports or _is_sshd(row, _SSHD, root):
             found.add(SshSession(peer=peer[0], local=local[0], interface=peer[1] or local[1]))
     return tuple(sorted(found, key=lambda one: (str(one.peer), str(one.local), one.interface))[:MAX_SESSIONS])
 
@@ -144,10 +154,31 @@ def _firewall_of(chain: str) -> tuple[str, str]:
     return next((found for prefix, found in _FIREWALLS.items() if chain.startswith(prefix)), _NO_FIREWALL)
 
 
-def _row(line: str) -> tuple[list[str], str]:
-    """The columns of a line of ss, and the name of its first process."""
-    process = _PROCESS.search(line)
-    return line.split("users:((", 1)[0].split(), process[1] if process else ""
+class _Row(NamedTuple):
+    """A line of ss: its columns, name and number of each process that has the socket, and whether root made it."""
+
+    columns: list[str]
+    owners: list[tuple[str, int]]
+    is_roots: bool
+
+
+def _rows(printed: bytes) -> Iterator[_Row]:
+    # By newlines alone: ss prints a name with all else that splitlines() takes for the end of a line.
+    for line in printed.decode("utf-8", "replace").split("\n"):
+        columns, _, more = line.partition("users:((")
+        owners = [(name, int(pid)) for name, pid in _OWNER.findall(f"({more}")]
+        yield _Row(columns.split(), owners, _OF_OTHERS.search(line) is None)
+
+
+def _listener(row: _Row) -> Listener | None:
+    # State, Recv-Q, Send-Q, local, peer
+    end = _endpoint(row.columns[3]) if len(row.columns) >= 5 else None
+    name = row.owners[0][0] if row.owners else ""
+    return Listener(port=end[2], address=end[0], process=name) if end is not None else None
+
+
+def _is_sshd(row: _Row, names: Collection[str], root: Collection[int]) -> bool:
+    return row.is_roots and any(name in names and pid in root for name, pid in row.owners)
 
 
 def _endpoint(text: str) -> tuple[Address | None, str, int] | None:

@@ -13,8 +13,8 @@ from latticed.system.nft_guard.facts import Interface, Listener, LiveFacts, SshS
 ip = ipaddress.ip_address
 
 LISTENING = b"""\
-LISTEN 0      128          0.0.0.0:22        0.0.0.0:*    users:(("sshd",pid=7,fd=3))
-LISTEN 0      128             [::]:22           [::]:*    users:(("sshd",pid=7,fd=4))
+LISTEN 0      128          0.0.0.0:22        0.0.0.0:*    users:(("sshd",pid=7,fd=3)) ino:1 sk:1 cgroup:/ <->
+LISTEN 0      128             [::]:22           [::]:*    users:(("systemd",pid=1,fd=9),("sshd",pid=7,fd=4)) ino:2 sk:2
 LISTEN 0      4096  127.0.0.53%lo:53         0.0.0.0:*    users:(("systemd-resolve",pid=5,fd=14))
 LISTEN 0      511                *:80              *:*    users:(("nginx",pid=9,fd=6),("nginx",pid=8,fd=6))
 LISTEN 0      128  [fe80::1]%eth0:2222          [::]:*
@@ -27,8 +27,12 @@ ESTABLISHED = b"""\
 """
 
 
+ROOT = {7, 70, 71}
+"""The processes in them that are sshd's."""
+
+
 def test_listeners_have_port_address_and_process():
-    assert set(sources.listeners(LISTENING)) == {
+    assert set(sources.listeners(LISTENING, ROOT)) == {
         Listener(port=22, address=ip("0.0.0.0"), process="sshd"),
         Listener(port=22, address=ip("::"), process="sshd"),
         Listener(port=53, address=ip("127.0.0.53"), process="systemd-resolve"),
@@ -38,27 +42,57 @@ def test_listeners_have_port_address_and_process():
 
 
 def test_sessions_are_those_at_a_port_of_sshd_and_those_that_a_process_of_it_has():
-    found = sources.sessions(ESTABLISHED, {22})
+    found = sources.sessions(ESTABLISHED, {22}, ROOT)
     assert {one.peer for one in found} == {ip("203.0.113.7"), ip("::ffff:203.0.113.8"), ip("fe80::9")}
     assert SshSession(peer=ip("fe80::9"), local=ip("fe80::1"), interface="eth0") in found
-    assert {str(one.peer) for one in sources.sessions(ESTABLISHED, ())} == {"203.0.113.7", "fe80::9"}
+    assert {str(one.peer) for one in sources.sessions(ESTABLISHED, (), ROOT)} == {"203.0.113.7", "fe80::9"}
 
 
 @pytest.mark.parametrize(
     "printed", [b"", b"\n", b"x", b"\xff" * 80, b"LISTEN 0 1 a:b c:d\n", b"LISTEN 0 1 [::::]:22 *:*\n", b"0 0 :22 :1\n"]
 )
 def test_lines_that_are_none_are_left_out(printed):
-    assert sources.listeners(printed) == ()
-    assert sources.sessions(printed, {22}) == ()
+    assert sources.listeners(printed, ROOT) == ()
+    assert sources.sessions(printed, {22}, ROOT) == ()
 
 
 def test_sessions_and_listeners_without_end_are_cut():
     lines = "".join(f"0 0 192.0.2.1:22 10.{n >> 16}.{n >> 8 & 255}.{n & 255}:5000\n" for n in range(5_000))
-    assert len(sources.sessions(lines.encode(), {22})) == sources.MAX_SESSIONS
+    assert len(sources.sessions(lines.encode(), {22}, ROOT)) == sources.MAX_SESSIONS
     # Those of sshd are what a lockout is judged by.
     lines = "".join(f'LISTEN 0 1 *:{n} *:* users:(("a",pid=1,fd=1))\n' for n in range(1, 5_000))
-    found = sources.listeners(lines.encode() + b'LISTEN 0 1 *:60000 *:* users:(("sshd",pid=1,fd=1))\n')
+    found = sources.listeners(lines.encode() + b'LISTEN 0 1 *:60000 *:* users:(("sshd",pid=7,fd=1))\n', ROOT)
     assert (len(found), found[0].port) == (sources.MAX_LISTENERS, 60_000)
+
+
+FAKES = {
+    "of another user": ('("sshd",pid=666,fd=3)', " uid:65533 ino:5"),
+    "with root's number in its name": ('("sshd",pid=7,fd=",pid=666,fd=3)', " uid:65533 ino:5"),
+    "with root's number in a whole name": ('("",pid=7,fd=3)",pid=666,fd=3)', " uid:65533 ino:5"),
+    "of another user, with a socket of root's": ('("sshd",pid=666,fd=3)', " ino:5"),
+    "setuid root, with a socket of another user": ('("sshd",pid=7,fd=0)', " uid:65533 ino:5"),
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_process_that_only_calls_itself_sshd_listens_and_has_sessions_as_any_other(fake):
+    users = f"users:({FAKES[fake][0]}){FAKES[fake][1]} sk:5 cgroup:/ <->\n"
+    (found,) = sources.listeners(f"LISTEN 0 128 0.0.0.0:8001 0.0.0.0:* {users}".encode(), ROOT)
+    assert found == Listener(port=8001, address=ip("0.0.0.0"))
+    assert sources.sessions(f"0 0 192.0.2.1:8001 203.0.113.7:5000 {users}".encode(), {22}, ROOT) == ()
+
+
+def test_name_of_a_process_makes_no_line_of_its_own():
+    printed = b'LISTEN 0 1 *:80 *:* users:(("\x0bx x x *:22 *:*",pid=9,fd=1))\n'
+    assert [one.port for one in sources.listeners(printed, ROOT)] == [80]
+
+
+def test_connections_by_loopback_push_no_session_out():
+    mapped = "".join(f"0 0 [::ffff:127.0.0.1]:22 [::ffff:127.1.{n >> 8}.{n & 255}]:5000\n" for n in range(1_500))
+    lines = "".join(f"0 0 127.0.0.1:22 127.0.{n >> 8}.{n & 255}:5000\n" for n in range(1_500))
+    printed = f"{lines}0 0 [::1]:22 [::1]:5000\n{mapped}0 0 192.0.2.1:22 203.0.113.9:5000\n"
+    (found,) = sources.sessions(printed.encode(), {22}, ROOT)
+    assert found == SshSession(peer=ip("203.0.113.9"), local=ip("192.0.2.1"))
 
 
 def test_ports_of_sshd_are_those_of_all_its_lines():

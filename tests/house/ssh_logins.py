@@ -1,0 +1,102 @@
+"""A real sshd in the firewall of `firewalled`, and who is connected to it: logged in, or not."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.house import firewalled, processes
+
+ADDRESS = "10.9.0.1"
+_CONFIG = """
+ListenAddress {address}:{port}
+HostKey {home}/host
+PidFile none
+UsePAM no
+AuthorizedKeysFile {home}/known.pub
+StrictModes no
+PermitRootLogin yes
+UseDNS no
+"""
+_SSH = "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+_NAMED = """
+import ctypes, socket, sys
+name, address, port = sys.argv[1:]
+prctl = ctypes.CDLL(None).prctl
+assert prctl(15, name.encode(), 0, 0, 0) == 0
+assert prctl(4, 0, 0, 0, 0) == 0
+opened = socket.create_server((address, int(port)))
+print(flush=True)
+sys.stdin.read()
+"""
+"""Is called `name`, and not dumpable: its files in /proc are root's."""
+
+
+@dataclass
+class Sshd:
+    """It takes the key `known` for root, and listens at `ADDRESS` in the namespace `r`."""
+
+    net: firewalled.Net
+    home: Path
+    port: int
+
+    @contextmanager
+    def login(self, source: str) -> Iterator[None]:
+        """Root, logged in from an address of the namespace `a`."""
+        command = f"ssh {_SSH} -o BatchMode=yes -i {self.home}/known -b {source} -p {self.port} root@{ADDRESS}"
+        with _started(["ip", "netns", "exec", self.net.name("a"), *shlex.split(command), "echo in; cat"]) as client:
+            assert client.stdout
+            assert client.stdout.readline() == b"in\n"
+            yield
+
+
+@contextmanager
+def sshd(net: firewalled.Net, port: int = 22) -> Iterator[Sshd]:
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latticed-")))
+        for name in ("host", "known"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / name], check=True)
+        (home / "config").write_text(_CONFIG.format(home=home, port=port, address=ADDRESS))
+        # In the mount namespace that ip(8) makes: the directory that sshd wants to be in.
+        script = (
+            f"mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd; exec /usr/sbin/sshd -D -f {home}/config -E {home}/log"
+        )
+        stack.enter_context(_started(["ip", "netns", "exec", net.name("r"), "sh", "-c", script]))
+        listens = ("ss", "-Hltn", f"sport = :{port}")
+        processes.until(lambda: net.run("r", *listens), what="sshd")
+        yield Sshd(net, home, port)
+
+
+@contextmanager
+def session(net: firewalled.Net) -> Iterator[None]:
+    """An operator who is logged in at port 22 of `r`, from 10.9.0.2."""
+    with sshd(net) as server, server.login("10.9.0.2"):
+        yield
+
+
+@contextmanager
+def named(net: firewalled.Net, name: str, port: int, user: processes.User) -> Iterator[None]:
+    """A process of `user` that is called `name` and listens in `r`."""
+    drop = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "--"]
+    python = [processes.reachable_python(), "-I", "-c", _NAMED, name, ADDRESS, str(port)]
+    with _started(["ip", "netns", "exec", net.name("r"), *drop, *python]) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"\n"
+        yield
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, which is killed in the end."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as child:
+        try:
+            yield child
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
