@@ -396,9 +396,9 @@ class App:
 
         async def revoke(seen: RevocationRows, source: str) -> None:
             kept = lifecycle.deps.revocations
-            kept.foresee(seen)
+            kept.foresee(seen, source)
             await lifecycle.policy_changed()
-            await kept.add(seen, source)
+            await kept.record()
 
         return Market(
             MarketDeps(

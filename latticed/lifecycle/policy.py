@@ -7,7 +7,9 @@ The file is polled every second rather than watched: a stat costs microseconds, 
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from latticed.model.errors import Problem
 from latticed.trust import policy as trust
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from latticed.trust.policy import Revoked, TrustPolicy
@@ -42,6 +45,8 @@ class PolicyKeeper:
         """The uid that owns the file, recorded as the author of its changes; -1 before it was found."""
         self.told: TrustPolicy | None = None
         """The file's policy as last recorded in the audit chain; None before that."""
+        self.unrecorded: Mapping[str, Revoked] = {}
+        """By market source ("" for the file), what counts though it is not on record yet."""
         self._owners = owners
         self._remembered = remembered
         self._seen: Any = None
@@ -49,12 +54,13 @@ class PolicyKeeper:
 
     @property
     def current(self) -> TrustPolicy:
-        """The policy to judge by: the file's, with every remembered revocation."""
-        return trust.with_revocations(self.own, self._remembered)
+        """The policy to judge by: the file's, with every revocation that is on record or is to be."""
+        revoked = functools.reduce(operator.or_, self.unrecorded.values(), self._remembered)
+        return trust.with_revocations(self.own, revoked)
 
     @property
     def remembered(self) -> Revoked:
-        """Every revocation on record: those that were ever in the file and not lifted since."""
+        """Every revocation on record: those of the file and of sources that were not lifted since."""
         return self._remembered
 
     @property
@@ -65,6 +71,12 @@ class PolicyKeeper:
     def remember(self, revoked: Revoked) -> None:
         """Replace the remembered revocations by those that are on record now."""
         self._remembered = revoked
+        self.unrecorded = {source: left for source, one in self.unrecorded.items() if (left := one - revoked)}
+
+    def foresee(self, source: str, revoked: Revoked) -> None:
+        """Have what `source` ("" for the file) revokes count from now on, before it is on record."""
+        if revoked:
+            self.unrecorded = {**self.unrecorded, source: self.unrecorded.get(source, trust.Revoked()) | revoked}
 
     def look(self, *, always: bool = False) -> bool:
         """Read the file if it has changed, or `always`; True when the policy or its usability has changed.

@@ -56,32 +56,43 @@ class RevocationKeeper:
         the policy before it was lifted."""
 
     async def remember(self) -> bool:
-        """Record new revocations and other changes of the policy file; True when all is on record.
+        """As `record`; False, and logged, if it fails: the poll of the policy tries again."""
+        try:
+            await self.record()
+        except Problem as problem:
+            log.error("revocations_not_recorded", code=problem.code)
+            return False
+        return True
 
-        Revocations apply whether or not that succeeds; a failed call is repeated by the poll of the policy.
+    async def record(self) -> None:
+        """Record new revocations, of sources too, and other changes of the policy file.
+
+        Problem ledger_unavailable: revocations count all the same, and stay to be recorded.
         """
         async with self._recording:
-            return await self._remember()
+            await self._record()
 
-    async def _remember(self) -> bool:
+    async def _record(self) -> None:
         policy = self._policy
         told, own = policy.told, policy.own
         changed = changes.differences(told, own) if told is not None else ()
         # Before the wait: a second call meanwhile must not record the same changes again.
         policy.told = own
+        # So that they count until they are on record, whatever the file says by then.
+        policy.foresee("", own.revoked - policy.remembered)
         # The usual case: nothing to write.
-        if policy.current.revoked == policy.remembered and not changed:
-            return True
-        # What the file has; all others are on record already.
-        seen = rows.RevocationRows(keys=own.revoked.keys, digests=own.revoked.digests, plugins=own.revoked.plugins)
-        now_us, owner = self._clock.wall_us(), f"uid:{policy.owner}"
+        if not (policy.unrecorded or changed):
+            return
+        unrecorded, now_us, owner = policy.unrecorded, self._clock.wall_us(), f"uid:{policy.owner}"
 
         def change(tx: Transaction) -> None:
-            fresh = rows.remember(tx, seen, now_us=now_us)
-            for kind in rows.KINDS:
-                for value in sorted(getattr(fresh, kind)):
-                    detail: dict[str, str | int | bool] = {"kind": kind, "file_owner": owner}
-                    tx.append_audit(Event(actor=str(DAEMON), action="trust.revoked", target=value, detail=detail))
+            for source, seen in unrecorded.items():
+                fresh = rows.remember(tx, _rows_of(seen), now_us=now_us)
+                by = {"market_source": source} if source else {"file_owner": owner}
+                for kind in rows.KINDS:
+                    for value in sorted(getattr(fresh, kind)):
+                        detail: dict[str, str | int | bool] = {"kind": kind, **by}
+                        tx.append_audit(Event(actor=str(DAEMON), action="trust.revoked", target=value, detail=detail))
             for one in changed:
                 tx.append_audit(_told(one, owner))
 
@@ -89,36 +100,18 @@ class RevocationKeeper:
             # Durable: after a power cut a revocation must not depend on the file any more. Essential: also on a full
             # disk.
             await self._ledger.write(change, durable=True, essential=True)
-        except Problem as problem:
-            log.error("revocations_not_recorded", code=problem.code)
+        except BaseException:
             # So that the next call finds the same changes again.
             policy.told = told
-            return False
+            raise
         policy.remember(self._ledger.read(remembered))
-        return True
 
-    def foresee(self, seen: rows.RevocationRows) -> None:
-        """Have what a market source takes back count from now on, before it is recorded: stopping waits for no disk."""
-        known = self._policy.remembered
-        self._policy.remember(known | Revoked(keys=seen.keys, digests=seen.digests, plugins=seen.plugins))
+    def foresee(self, seen: rows.RevocationRows, source: str) -> None:
+        """Have what a market source takes back count from now on, until it is lifted; `record` puts it on disk.
 
-    async def add(self, seen: rows.RevocationRows, source: str) -> None:
-        """Record what a market source takes back; it then holds like what the policy revoked, until it is lifted.
-
-        Problem ledger_unavailable: it counts until the next start all the same.
+        Before it is recorded: stopping waits for no disk.
         """
-        now_us = self._clock.wall_us()
-
-        def change(tx: Transaction) -> None:
-            fresh = rows.remember(tx, seen, now_us=now_us)
-            for kind in rows.KINDS:
-                for value in sorted(getattr(fresh, kind)):
-                    detail: dict[str, str | int | bool] = {"kind": kind, "market_source": source}
-                    tx.append_audit(Event(actor=str(DAEMON), action="trust.revoked", target=value, detail=detail))
-
-        async with self._recording:
-            await self._ledger.write(change, durable=True, essential=True)
-            self._policy.remember(self._ledger.read(remembered))
+        self._policy.foresee(source, Revoked(keys=seen.keys, digests=seen.digests, plugins=seen.plugins))
 
     async def lift(self, actor: Actor, kind: str, value: str) -> None:
         """Remove one revocation of this kind (`key`, `digest`, `plugin`) for an operator.
@@ -126,6 +119,8 @@ class RevocationKeeper:
         Problems: bad_request, still_revoked (the policy file names it), not_found, ledger_unavailable.
         """
         async with self._recording:
+            # What is not on record yet would be recorded afterwards.
+            await self._record()
             await self._lift(actor, kind, value)
 
     async def _lift(self, actor: Actor, kind: str, value: str) -> None:
@@ -199,8 +194,12 @@ def floors_of(records: Iterable[Record], revoked: Revoked) -> Floors:
         masked={record.id: record.masked for record in kept if record.masked},
         terms={record.id: record.terms for record in kept if record.terms is not None},
         pins={record.id: _pin(record.facts) for record in kept},
-        revoked=rows.RevocationRows(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins),
+        revoked=_rows_of(revoked),
     )
+
+
+def _rows_of(revoked: Revoked) -> rows.RevocationRows:
+    return rows.RevocationRows(keys=revoked.keys, digests=revoked.digests, plugins=revoked.plugins)
 
 
 def _with(kept: Floors, record: Record) -> Floors:

@@ -31,7 +31,7 @@ async def foresee(ask: Ask) -> Foreseen:
     except Problem as problem:
         raise Problem("bad_request", f"policy: {problem.reason}", problem.hint) from problem
     # What the daemon has seen revoked stays so under any policy (contracts §4).
-    policy = policies.with_revocations(wanted, api.policy.remembered)
+    policy = policies.with_revocations(wanted, api.policy.current.revoked)
     verify = api.lifecycle.deps.store.verify
     stops: list[Stop] = []
     for record in [one for one in api.lifecycle.known() if one.status is Status.ACTIVE]:

@@ -73,6 +73,16 @@ class Revoked:
             keys=self.keys | other.keys, digests=self.digests | other.digests, plugins=self.plugins | other.plugins
         )
 
+    def __sub__(self, other: Revoked) -> Revoked:
+        """What this revokes and the other does not name."""
+        return Revoked(
+            keys=self.keys - other.keys, digests=self.digests - other.digests, plugins=self.plugins - other.plugins
+        )
+
+    def __bool__(self) -> bool:
+        """Whether anything is revoked."""
+        return bool(self.keys or self.digests or self.plugins)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustPolicy:
