@@ -429,11 +429,12 @@ class Upgrades:
         async with self.turns.turn(plugin_id):
             now_us, record = self.clock.wall_us(), self.state.records[plugin_id]
             back = advance.regained(one.before, (record,), self.defaults)
-            # From the record that goes: what the operator decided meanwhile, and where the bundle is.
+            # From the record that goes: what the operator decided meanwhile, where the bundle is, the highest version.
             after = replace(
                 back,
                 status=record.status,
                 source=record.source,
+                floor=record.floor,
                 activated_at=record.activated_at,
                 disabled_at=record.disabled_at,
                 updated_at=now_us,

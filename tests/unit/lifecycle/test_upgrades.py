@@ -302,6 +302,20 @@ async def test_what_was_taken_back_is_not_regained(home):
     assert (answer["version"], sorted(answer["granted"])) == ("1.0.0", ["kv:read", "monitor:admin", "monitor:read"])
 
 
+@pytest.mark.parametrize("by", ["operator", "gate"])
+async def test_version_that_was_given_up_is_still_the_highest_on_record(home, by):
+    """What lies between it and the one that came back is a downgrade."""
+    _, new, _ = await upgraded(home, "2.0.0")
+    if by == "operator":
+        assert (await home.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
+    else:
+        new.crash()
+        assert (await decided(home))["version"] == "1.0.0"
+    assert home.app.api.lifecycle.records[ID].floor == "2.0.0"
+    await dropped(home, "1.5.0")
+    assert (await home.ask("POST", f"{URL}/upgrade", {})).code == "version_downgrade"
+
+
 async def test_disabling_ends_the_gate_and_stops_both(home):
     old, new, _ = await upgraded(home)
     answer = await home.decide(ID, "disabled")
