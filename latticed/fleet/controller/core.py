@@ -12,13 +12,13 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from latticed.fleet import documents, enrolment
-from latticed.fleet.controller import assigning, chains, observing, records, shelf, store
+from latticed.fleet.controller import assigning, chains, holding, observing, records, shelf, store
 from latticed.fleet.controller.assigning import FleetNodeKey, KeptAssignment, Turn
 from latticed.fleet.controller.observing import NotBelieved
 from latticed.fleet.controller.records import JoinedRecord, RolloutRecord
 from latticed.fleet.controller.shelf import DocumentShelf, KeptDocument
 from latticed.fleet.controller.store import KeptAlarm
-from latticed.fleet.documents import Assignment, BundleSource, Malformed, NodeCertificate, NodeStatus
+from latticed.fleet.documents import Assignment, BundleSource, Malformed, NodeStatus
 from latticed.kit import logs
 from latticed.kit.text import sanitise
 from latticed.model.errors import Problem
@@ -121,25 +121,20 @@ class FleetCore:
                 expected = f"expected {what} with a serial above the last one's"
                 hint = "latticectl fleet sign (or revoke) makes one with the next serial"
                 raise Problem("document_old", f"{expected}, found {found.serial}", hint)
-            node, alarms = self._certified(kept)
             now_s = self.now_s()
+            holders, alarms = self._holders(self._about(kept), taken)
 
             def change(connection: Connection) -> None:
                 store.put_document(connection, kept, now_s=now_s)
-                if node is not None:
-                    store.put_node(connection, node)
+                store.put_nodes(connection, holders)
                 store.put_alarms(connection, alarms)
 
             await self.write(change)
             before, self.shelf = self.shelf, taken
             self._said(kept, now_s)
-            self._alarmed(alarms)
-            if node is not None:
-                self.nodes[node.name] = node
+            self._held(holders, alarms)
         if kept.kind in {"revocations", "controller"}:
             self.touched.update(self.assignments)
-        elif node is not None:
-            self.touched.add(node.name)
         self.work.set()
         log.info("document_taken", kind=kept.kind, sha256=kept.signed.sha256, operator=kept.signed.key)
         return kept, True, shelf.notes(self.shelf, kept, before)
@@ -152,45 +147,60 @@ class FleetCore:
         if kept.kind == "users":
             self.users_came.set()
 
-    def _certified(self, kept: KeptDocument) -> tuple[FleetNodeKey | None, list[KeptAlarm]]:
-        """The node as a certificate of it says, if it is newer than what is known."""
-        if kept.kind != "node":
-            return None, []
-        found: NodeCertificate = kept.signed.document
-        return self._node(found.node, found.node_key, found.labels, found.serial, above=self.shelf.serial(found.node))
+    def _about(self, kept: KeptDocument) -> set[str]:
+        """Names that another host may have by this document."""
+        if kept.kind == "node":
+            return {kept.signed.document.node}
+        if kept.kind == "revocations":
+            keys = set(kept.signed.document.keys)
+            return {one.name for one in self.nodes.values() if one.key in keys}
+        return set()
 
-    def _node(
-        self, name: str, key: str, labels: Mapping[str, str], serial: int, *, above: int | None = None
-    ) -> tuple[FleetNodeKey | None, list[KeptAlarm]]:
-        before = self.nodes.get(name)
-        if before is not None and (before.serial if above is None else above) >= serial and before.key == key:
-            return None, []
-        alarms = []
-        if before is not None and before.key != key:
-            reason = f"expected {name} to have the key {before.key}, found {key}"
-            hint = "revoke the key before, if that host is gone (latticectl fleet revoke)"
-            alarms.append(self.alarm("node_key_changed", reason, node=name, hint=hint))
-        since = before.since if before is not None and before.key == key else self.now_s()
-        return FleetNodeKey(name=name, key=key, labels=dict(labels), serial=serial, since=since), alarms
+    def _holders(
+        self, names: set[str], known: DocumentShelf, *more: JoinedRecord
+    ) -> tuple[list[FleetNodeKey], list[KeptAlarm]]:
+        """Who has these names by the documents `known`, where that is another one or has other labels."""
+        joined: dict[str, list[JoinedRecord]] = {name: [] for name in names}
+        for one in (*self.tokens.values(), *more) if names else ():
+            if one.node in joined:
+                joined[one.node].append(one)
+        holders, alarms = [], []
+        for name in sorted(names):
+            before, certificate = self.nodes.get(name), known.nodes.get(name)
+            certified = certificate.document if certificate is not None else None
+            found = holding.holder(before, certified, joined[name], revoked=known.revoked, now_s=self.now_s())
+            if found is None or found == before:
+                continue
+            holders.append(found)
+            if before is not None and before.key != found.key and found.key not in known.revoked:
+                reason = f"expected {name} to have the key {before.key}, found {found.key}"
+                hint = "revoke the key before, if that host is gone (latticectl fleet revoke)"
+                told = "" if before.key in known.revoked else hint
+                alarms.append(self.alarm("node_key_changed", reason, node=name, hint=told))
+        return holders, alarms
+
+    def _held(self, holders: list[FleetNodeKey], alarms: list[KeptAlarm]) -> None:
+        """From now on; on disk already."""
+        for one in holders:
+            self.nodes[one.name] = one
+            self.touched.add(one.name)
+        self._alarmed(alarms)
 
     async def join(self, joined: JoinedRecord) -> None:
         """Keep that a token was used, and by whom; on disk when this returns. Problem store_unavailable."""
         async with self.changing:
-            before = self.nodes.get(joined.node)
-            serial = before.serial if before is not None else 0
-            node, alarms = self._node(joined.node, joined.key, joined.labels, serial)
+            if joined.token in self.tokens:
+                return
+            holders, alarms = self._holders({joined.node}, self.shelf, joined)
 
             def change(connection: Connection) -> None:
                 store.put_token(connection, joined)
-                if node is not None:
-                    store.put_node(connection, node)
+                store.put_nodes(connection, holders)
                 store.put_alarms(connection, alarms)
 
             await self.write(change)
-            self.tokens.setdefault(joined.token, joined)
-            if node is not None:
-                self.nodes[node.name] = node
-            self._alarmed(alarms)
+            self.tokens[joined.token] = joined
+            self._held(holders, alarms)
         self.touched.add(joined.node)
         self.work.set()
 
@@ -275,7 +285,7 @@ class FleetCore:
                 if newer:
                     store.put_assignments(connection, [assignment])
                 if known is None:
-                    store.put_node(connection, fresh)
+                    store.put_nodes(connection, [fresh])
                 if learnt is not None:
                     store.put_sources(connection, assignment.intent, learnt)
 
@@ -299,8 +309,7 @@ class FleetCore:
             log.debug("record_refused", reason=str(error))
             return False
         if isinstance(found, JoinedRecord):
-            if found.token not in self.tokens:
-                await self.join(found)
+            await self.join(found)
             return True
         if self.rebuilt and found.name not in self.rollouts:
             # It may be an older one that somebody shows again: nothing here can tell.

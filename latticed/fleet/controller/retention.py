@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from latticed.fleet import enrolment
-from latticed.fleet.controller import records, store
+from latticed.fleet.controller import holding, records, store
 from latticed.kit import logs
 from latticed.kit.value import Value
 
@@ -37,7 +37,8 @@ class Outdated(Value, frozen=True, kw_only=True):
 def outdated(core: FleetCore, *, now_s: int, keep_s: int) -> Outdated:
     """What was over, expired or without use `keep_s` seconds ago.
 
-    Of a node that there is, the request by which it joined stays: it proves its key, and says by which key it connects.
+    Of a node that there is, the request by which it joined stays: it proves its key, and says by which key it connects;
+    and its first one, by which it has its name before others (`holding`).
     """
     before_s = now_s - keep_s
     needed = _needed(core)
@@ -53,8 +54,9 @@ def outdated(core: FleetCore, *, now_s: int, keep_s: int) -> Outdated:
 
 
 def _needed(core: FleetCore) -> frozenset[str]:
-    """Tokens of the newest request of each key that a node has, and of each of its users."""
+    """Tokens of the first request of each key that a node has, and of the newest of each of its users."""
     newest: dict[tuple[str, str], JoinedRecord] = {}
+    first: dict[str, JoinedRecord] = {}
     for one in core.tokens.values():
         node = core.nodes.get(one.node)
         if node is None or node.key != one.key:
@@ -62,7 +64,8 @@ def _needed(core: FleetCore) -> frozenset[str]:
         place = (one.key, enrolment.user_of(one.request) if one.request else "")
         if place not in newest or newest[place].expires < one.expires:
             newest[place] = one
-    return frozenset(one.token for one in newest.values())
+        first[one.node] = min(one, first.get(one.node, one), key=holding.age)
+    return frozenset(one.token for one in (*newest.values(), *first.values()))
 
 
 def _without_use(core: FleetCore, *, now_s: int, before_s: int) -> tuple[str, ...]:

@@ -134,10 +134,10 @@ def put_document(connection: Connection, kept: KeptDocument, *, now_s: int) -> N
     )
 
 
-def put_node(connection: Connection, node: FleetNodeKey) -> None:
-    connection.execute(
+def put_nodes(connection: Connection, nodes: Iterable[FleetNodeKey]) -> None:
+    connection.executemany(
         "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)",
-        (node.name, node.key, json.dumps(node.labels), node.serial, node.since),
+        [(node.name, node.key, json.dumps(node.labels), node.serial, node.since) for node in nodes],
     )
 
 

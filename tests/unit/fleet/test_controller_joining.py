@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import msgspec
 import pytest
 
-from latticed.fleet import enrolment, subjects
+from latticed.fleet import enrolment, nkeys, subjects
 from latticed.fleet.controller import records
 from latticed.fleet.controller.settings import EnrolmentSettings
 from latticed.fleet.engine import EngineUnavailable
@@ -224,6 +225,40 @@ async def test_name_that_another_host_has_is_given_to_nobody_until_that_key_is_r
     await second.ask(second.invited())
     assert controlled.core.nodes[name].key == second.public
     assert ("node_key_changed", name) in controlled.core.alarms
+
+
+async def test_host_that_was_revoked_and_joined_anew_keeps_its_name_at_a_controller_that_begins_with_nothing(
+    fleet, operator, name, tmp_path, signer
+):
+    first, second = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
+    # In the order of their names, in which they are learnt, the old host's request comes last.
+    newer, older = sorted((first.invited(), second.invited()), key=lambda one: one.document.token)
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer) as controlled:
+        await controlled.leads()
+        await first.ask(older)
+        await controlled.give(operator.revocations(first.public))
+        await second.ask(newer)
+    async with house.running(fleet, tmp_path, operator=operator, enrolment=signer, name="c2") as other:
+        await other.leads()
+        assert other.core.tokens.keys() == {older.document.token, newer.document.token}
+        assert other.core.nodes[name].key == second.public
+        # Who asks anew is answered, and nobody is in its place.
+        granted = await second.ask(newer)
+        async with second.connected(granted) as engine:
+            asked = enrolment.renewal(second.key, fleet=operator.fleet, node=name, user=second.user.public)
+            second.answered(await engine.renew(asked))
+
+
+async def test_host_that_is_invited_again_under_its_key_has_the_labels_of_that_invitation(
+    fleet, controlled, operator, name, tmp_path
+):
+    host = Host(fleet, operator, name, tmp_path)
+    await host.ask(host.invited())
+    again = host.invited(labels={"role": "db"}, expires=int(time.time()) + 7_200)
+    host.user = nkeys.Key.generate(nkeys.KeyKind.USER)
+    await host.ask(again)
+    assert controlled.core.nodes[name].key == host.public
+    assert controlled.core.nodes[name].labels == {"role": "db"}
 
 
 async def test_credentials_are_renewed_by_the_nodes_own_key_alone(fleet, controlled, operator, name, tmp_path):
