@@ -167,6 +167,7 @@ class HostServices:
             secret=self.secrets.value_for,
             visited=self.programs.visited,
             inside=self.programs.inside,
+            has_network=self.programs.has_network,
             files=self.static,
         )
         self.routes = RouteKeeper(

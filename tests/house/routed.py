@@ -66,6 +66,7 @@ class SimulatedPlugins:
     reached: Callable[[str], None] = lambda _: None
     shares: set[tuple[str, str]] = field(default_factory=set)
     doors: Callable[[str, str, Any], Awaitable[socket.socket]] | None = None
+    networks: Callable[[str, str], bool] = lambda *_: False
 
     async def call(self, plugin_id: str, method: str, params: dict[str, Any]) -> Any:
         self.called.append((plugin_id, method, params))
@@ -89,6 +90,9 @@ class SimulatedPlugins:
         if self.doors is None:
             raise Problem("service_unavailable", "no service runs")
         return await self.doors(plugin_id, service, address)
+
+    def has_network(self, plugin_id: str, service: str) -> bool:
+        return self.networks(plugin_id, service)
 
     def may(self, plugin_id: str, capability: str) -> bool:
         return plugin_id in self.live and capability == "worker:route"
@@ -258,6 +262,7 @@ async def opened(
                     secret=secrets.value_for,
                     visited=plugins.visited,
                     inside=plugins.inside,
+                    has_network=plugins.has_network,
                     files=files,
                 ),
                 clock=clock,

@@ -309,6 +309,11 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
             if one.way_out is not None:
                 one.way_out.cut()
 
+    def has_network(self, plugin_id: str, name: str) -> bool:
+        """Whether a plugin keeps a program of this name in a network of its own, and may have programs run."""
+        one = self.get(plugin_id, name)
+        return one is not None and one.spec.network == "own" and self._refusal(plugin_id) is None
+
     async def inside(self, plugin_id: str, name: str, address: Address) -> socket.socket:
         """A socket in the own network of a plugin's program, for a connection to this address there; the caller closes
         it. Problem service_unavailable when there is no such network now, door_lost, busy.

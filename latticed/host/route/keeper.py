@@ -71,7 +71,8 @@ class RouteDeps(Value, frozen=True, kw_only=True):
 
     `handles` are the running plugins by id; `secret(plugin_id, name)` is the value of a secret that is bound to a
     plugin (HostError otherwise); `visited(plugin_id)` is called for each visitor's connection to a proxied origin;
-    `inside(plugin_id, service, address)` is a socket in the own network of a service, or Problem. `files` are those
+    `inside(plugin_id, service, address)` is a socket in the own network of a service, or Problem;
+    `has_network(plugin_id, service)`: whether the plugin keeps such a service and may have it run. `files` are those
     that plugins publish.
     """
 
@@ -80,6 +81,7 @@ class RouteDeps(Value, frozen=True, kw_only=True):
     secret: Callable[[str, str], str]
     visited: Callable[[str], None]
     inside: Callable[[str, str, Address], Awaitable[socket.socket]]
+    has_network: Callable[[str, str], bool]
     files: StaticCalls
 
 
@@ -163,7 +165,7 @@ class RouteKeeper:
         """
         if spec.target == "service":
             self._check_service(plugin_id, spec)
-        if spec.target == "static" and not self._may_read(plugin_id, spec):
+        if spec.target == "static" and not self._leads_somewhere(plugin_id, spec):
             raise HostError(Denial.BAD_PARAMS, static_calls.not_shared(spec.plugin or plugin_id))
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
         async with self._changing:
@@ -175,7 +177,7 @@ class RouteKeeper:
         """Store again a route that the plugin had, in place of what is at its path now. As `put`; but one that may not
         be served at the moment is stored all the same, and claimed by a recheck once it may.
         """
-        if self._may(plugin_id) and (spec.target != "static" or self._may_read(plugin_id, spec)):
+        if self._may(plugin_id) and self._leads_somewhere(plugin_id, spec):
             await self.put(plugin_id, spec)
             return
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
@@ -286,6 +288,12 @@ class RouteKeeper:
                 Denial.SERVICE_UNAVAILABLE,
                 "http.service_listen is not set, so no services are proxied: the operator names an address there,"
                 " such as 127.0.0.1:8788",
+            )
+        # Else any plugin could take the listener, which is of one at a time, without a grant for an origin.
+        if not self._leads_somewhere(plugin_id, spec):
+            raise HostError(
+                Denial.BAD_PARAMS,
+                f"service: expected one of the plugin (service.put) in a network of its own, found no {spec.service}",
             )
         if self._pinned(plugin_id, spec) is None:
             raise HostError(
@@ -404,17 +412,17 @@ class RouteKeeper:
         """Whether a route may be served now. One that is proxied or of files does not need a running instance."""
         plugin_id, spec = route.plugin_id, route.spec
         match spec.target:
-            case "service":
-                allowed = self._may(plugin_id)
-            case "static":
-                allowed = self._may(plugin_id) and self._may_read(plugin_id, spec)
+            case "service" | "static":
+                allowed = self._may(plugin_id) and self._leads_somewhere(plugin_id, spec)
             case _:
                 allowed = self._live(plugin_id)
         return allowed and self._may_have(plugin_id, spec.path)
 
-    def _may_read(self, plugin_id: str, spec: RouteSpec) -> bool:
-        """Whether the files that a route leads to may be served by it now."""
-        return self._deps.files.may_read(plugin_id, spec.plugin or plugin_id)
+    def _leads_somewhere(self, plugin_id: str, spec: RouteSpec) -> bool:
+        """Whether the files that a route leads to may be served now, or its plugin has the service that it names."""
+        if spec.target == "static":
+            return self._deps.files.may_read(plugin_id, spec.plugin or plugin_id)
+        return not spec.service or self._deps.has_network(plugin_id, spec.service)
 
     def _may_have(self, plugin_id: str, path: str) -> bool:
         """Whether a path is the plugin's own or granted; grants may change while a route is stored."""

@@ -7,15 +7,18 @@ import base64
 import contextlib
 
 import aiohttp
+import msgspec
 import pytest
 
 from latticed.host.call import Caller, HostError
 from latticed.host.egress.client import EgressClient
 from latticed.host.egress.guard import Guard
 from latticed.host.http.calls import HttpCalls
+from latticed.host.permissions import PermissionRefused
 from latticed.host.program import spec as specs
 from latticed.host.program.data import ServiceData
 from latticed.host.program.keeper import ProgramKeeper, ProgramRights
+from latticed.host.route import spec as route_spec
 from latticed.kit.clock import SystemClock
 from latticed.model import egress
 from latticed.model.egress import EgressRights
@@ -61,12 +64,22 @@ while True:
     threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
 """
 SPEC = specs.ProgramSpec(program="python", args=("-c", WEB), environment={}, restart="always", network="own")
+ROUTE = {
+    "path": f"/{ID}/",
+    "target": "service",
+    "origin": f"http://127.0.0.1:{PORT}",
+    "service": "web",
+    "public": ["/**"],
+}
+OTHER = "acme.other"
 
 
 @contextlib.asynccontextmanager
-async def proxied(tmp_path):
-    """(world, programs): a route to the service `web` of ID, which runs in a network of its own."""
-    plugins = routed.SimulatedPlugins()
+async def proxied(tmp_path, refused=None):
+    """(world, programs): a route to the service `web` of ID, which runs in a network of its own. `refused`: by id, why
+    a plugin may have no programs run.
+    """
+    plugins, refused = routed.SimulatedPlugins(), {} if refused is None else refused
     async with (
         routed.opened(tmp_path, plugins=plugins) as world,
         ProgramKeeper(
@@ -74,16 +87,15 @@ async def proxied(tmp_path):
             clock=SystemClock(),
             spawner=confinements.Spawner(),
             settings=ServiceSettings(programs={"python": "/usr/bin/python3"}),
-            rights=ProgramRights(refusal=lambda _: None),
+            rights=ProgramRights(refusal=refused.get),
             policy=QUICK,
             data=ServiceData(tmp_path / "services"),
         ) as programs,
     ):
         plugins.doors, plugins.reached = programs.inside, programs.visited
-        await world.put(
-            path=f"/{ID}/", target="service", origin=f"http://127.0.0.1:{PORT}", service="web", public=["/**"]
-        )
+        plugins.networks = programs.has_network
         await programs.put(ID, "web", SPEC)
+        await world.put(**ROUTE)
         yield world, programs
 
 
@@ -153,6 +165,67 @@ async def test_websockets_and_uploads_go_through_the_door(tmp_path):
         died = await world.ask("POST", f"/{ID}/upload", f"Cookie: {cookie}", world.here, body=bytes(1 << 20))
         assert died.status == 502
         await until(lambda: programs.of(ID)[0].program.restarts == 1)
+
+
+async def test_listener_is_not_taken_for_a_service_that_is_not_there(tmp_path):
+    """Not by its name alone, nor for one without a network of its own or of a plugin that may run none: who has a grant
+    for an origin gets the listener.
+    """
+    refused = {}
+    async with serving(answer(b"granted")) as server, proxied(tmp_path, refused) as (world, programs):
+        await world.call(ID, "route.delete", path=ROUTE["path"])
+        asked = {**ROUTE, "path": f"/{OTHER}/"}
+        assert "found no web" in (await world.refused(OTHER, **asked)).reason
+        await programs.put(OTHER, "web", msgspec.structs.replace(SPEC, network="none"))
+        assert "found no web" in (await world.refused(OTHER, **asked)).reason
+        await programs.put(OTHER, "web", SPEC)
+        refused[OTHER] = PermissionRefused("capability_not_granted", "task:run is not granted")
+        assert "found no web" in (await world.refused(OTHER, **asked)).reason
+        world.plugins.origins[ID] = (f"http://127.0.0.1:{server.port}",)
+        await world.put(path=f"/{ID}/", target="service", origin=f"http://127.0.0.1:{server.port}", public=["/**"])
+        assert (await world.get(f"/{ID}/x")).body == b"granted"
+        del refused[OTHER]
+        assert f"{ID} has services there" in (await world.refused(OTHER, **asked)).reason
+
+
+@pytest.mark.parametrize("lost", ["service", "network", "right"])
+async def test_listener_is_free_once_the_service_is_gone(tmp_path, lost):
+    """Its route rests from then on, and is served again when the service is back and nobody else has the listener."""
+    refused = {}
+    async with serving(answer(b"other")) as server, proxied(tmp_path, refused) as (world, programs):
+        await until_answers(world)
+        if lost == "right":
+            refused[ID] = PermissionRefused("capability_not_granted", "task:run is not granted")
+        elif lost == "network":
+            await programs.put(ID, "web", msgspec.structs.replace(SPEC, network="none"))
+        else:
+            await programs.delete(ID, "web")
+        world.pass_s(1.0)
+        assert not world.services.in_use
+        world.plugins.origins[OTHER] = (f"http://127.0.0.1:{server.port}",)
+        here = f"/{OTHER}/"
+        await world.put(OTHER, path=here, target="service", origin=f"http://127.0.0.1:{server.port}", public=["/**"])
+        assert (await world.get(here)).body == b"other"
+        await world.call(OTHER, "route.delete", path=here)
+        refused.clear()
+        await programs.put(ID, "web", SPEC)
+        world.pass_s(1.0)
+        assert (await world.services.wait_for_listener(10)).url
+        assert (await until_answers(world)).body == b"GET /hello 127.0.0.1:3000 0"
+
+
+async def test_route_is_put_back_for_a_service_that_is_not_there(tmp_path):
+    """As any that may not be served at the moment: stored, and served once the service is."""
+    async with proxied(tmp_path) as (world, programs):
+        (kept,) = world.kept()
+        await world.call(ID, "route.delete", path=ROUTE["path"])
+        await programs.delete(ID, "web")
+        await world.keeper.put_back(ID, route_spec.decoded(kept.spec))
+        assert not world.services.in_use
+        await programs.put(ID, "web", SPEC)
+        world.pass_s(1.0)
+        assert (await world.services.wait_for_listener(10)).url
+        await until_answers(world)
 
 
 @pytest.mark.parametrize(
