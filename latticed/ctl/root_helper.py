@@ -181,4 +181,5 @@ def of(session: CtlSession) -> HelperClient:
     """The client for the socket that the settings name."""
     # The first of four words: client address and port, server address and port (sshd(8)).
     source = (session.environ.get("SSH_CONNECTION") or "").split(" ")[0]
-    return HelperClient(session.settings().apply.socket, source)
+    # sshd's word for a connection that is no socket of the network, as `sshd -i` behind a pipe has it.
+    return HelperClient(session.settings().apply.socket, "" if source == "UNKNOWN" else source)

@@ -93,8 +93,11 @@ Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 KindName = Annotated[str, Meta(pattern=r"\A[a-z][a-z0-9-]{0,31}\Z")]
 Reference = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_.-]{1,64}(#[A-Za-z0-9_.@-]{1,64})?\Z")]
 """What stands between the braces of `${secret:NAME#label}` in an intent."""
-Source = Annotated[str, Meta(pattern=r"\A[0-9A-Fa-f:.]{0,45}\Z")]
-"""An IP address, or empty: where the operator's session comes from (the first field of SSH_CONNECTION)."""
+Source = Annotated[str, Meta(pattern=r"\A([0-9A-Fa-f:.]{1,45}(%[!-$&-.0-~]{1,15})?)?\Z")]
+"""An IP address, or empty: where the operator's session comes from (the first field of SSH_CONNECTION).
+
+A link-local one has its interface: `fe80::1%eth0`.
+"""
 Whole = Annotated[int, Meta(ge=0, le=2**53)]
 Override = Annotated[str, Meta(pattern=r"\A[a-z][a-z_]{0,31}\Z")]
 """The code of findings in spite of which a plan is approved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ from tests.house import firewalled, processes
 
 ADDRESS = "10.9.0.1"
 _CONFIG = """
-ListenAddress {address}:{port}
+Port {port}
 HostKey {home}/host
 PidFile none
 UsePAM no
@@ -41,7 +42,7 @@ sys.stdin.read()
 
 @dataclass
 class Sshd:
-    """It takes the key `known` for root, and listens at `ADDRESS` in the namespace `r`."""
+    """It takes the key `known` for root, and listens at all addresses of the namespace `r`."""
 
     net: firewalled.Net
     home: Path
@@ -50,11 +51,22 @@ class Sshd:
     @contextmanager
     def login(self, source: str) -> Iterator[None]:
         """Root, logged in from an address of the namespace `a`."""
-        command = f"ssh {_SSH} -o BatchMode=yes -i {self.home}/known -b {source} -p {self.port} root@{ADDRESS}"
-        with _started(["ip", "netns", "exec", self.net.name("a"), *shlex.split(command), "echo in; cat"]) as client:
+        with _started(self._ssh(f"-b {source} root@{ADDRESS}", "echo in; cat")) as client:
             assert client.stdout
             assert client.stdout.readline() == b"in\n"
             yield
+
+    def run(self, command: str) -> bytes:
+        """What a command prints that root runs over ssh from `a`, by link-local addresses of IPv6."""
+        shown = json.loads(self.net.run("r", "ip", "-j", "-6", "address", "show", "dev", "r0", "scope", "link"))
+        # Empty objects stand for what was not asked for.
+        (local,) = [each["local"] for one in shown if one for each in one["addr_info"] if each]
+        ssh = self._ssh(f"root@{local}%eth0", command)
+        return subprocess.run(ssh, stdin=subprocess.DEVNULL, capture_output=True, check=False).stdout
+
+    def _ssh(self, options: str, command: str) -> list[str]:
+        ssh = f"ssh {_SSH} -o BatchMode=yes -i {self.home}/known -p {self.port} {options}"
+        return ["ip", "netns", "exec", self.net.name("a"), *shlex.split(ssh), command]
 
 
 @contextmanager
@@ -63,7 +75,7 @@ def sshd(net: firewalled.Net, port: int = 22) -> Iterator[Sshd]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="latticed-")))
         for name in ("host", "known"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / name], check=True)
-        (home / "config").write_text(_CONFIG.format(home=home, port=port, address=ADDRESS))
+        (home / "config").write_text(_CONFIG.format(home=home, port=port))
         # In the mount namespace that ip(8) makes: the directory that sshd wants to be in.
         script = (
             f"mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd; exec /usr/sbin/sshd -D -f {home}/config -E {home}/log"

@@ -255,6 +255,16 @@ def test_plan_without_a_way_for_an_established_session_is_applied_only_when_that
         assert (step.detail["overrides"], "10.9.0.2" in step.reason) == ("lockout_source", True)
 
 
+def test_operator_who_is_connected_by_a_link_local_address_shows_approves_and_applies(site):
+    with site.helper.running(), ssh_logins.sshd(site.net) as server:
+        plan = site.helper.offer(BASE, kind="nft")
+        ctl = f"{sys.executable} -P -m latticed.ctl.main --config {site.helper.config} plan"
+        assert site.helper.review(plan).review.encode() in server.run(f"{ctl} show {plan} 2>&1")
+        for words in (f"approve {plan} {site.helper.review(plan).review}", f"apply {plan}", f"confirm {plan}"):
+            server.run(f"{ctl} {words}")
+        assert site.helper.state_of(plan) == "applied"
+
+
 def test_approver_is_never_banned_without_an_approval_whatever_source_the_daemon_names(site):
     with site.helper.running():
         plan = site.helper.offer(BASE, kind="nft")

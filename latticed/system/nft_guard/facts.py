@@ -108,7 +108,7 @@ def from_plain(found: Any, *, source: str = "") -> LiveFacts:
             for one in found["listeners"]
         ),
         sshd_ports=tuple(found["sshd_ports"]),
-        approver=SshSession(peer=ipaddress.ip_address(source)) if source else None,
+        approver=_from(source) if source else None,
         sessions=tuple(
             SshSession(peer=ipaddress.ip_address(one["peer"]), local=_address(one["local"]), interface=one["interface"])
             for one in found["sessions"]
@@ -116,6 +116,12 @@ def from_plain(found: Any, *, source: str = "") -> LiveFacts:
         foreign_tables=tuple(found["foreign_tables"]),
         active_firewalls=tuple(found["active_firewalls"]),
     )
+
+
+def _from(source: str) -> SshSession:
+    """Of an address, and its interface where it has one (`fe80::1%eth0`)."""
+    peer = ipaddress.ip_address(source)
+    return SshSession(peer=type(peer)(int(peer)), interface=getattr(peer, "scope_id", None) or "")
 
 
 def _address(text: str | None) -> Address | None:

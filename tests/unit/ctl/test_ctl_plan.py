@@ -96,6 +96,20 @@ def test_plan_list_without_daemon_is_the_helpers(run):
 # Reviews.
 
 
+@pytest.mark.parametrize(
+    ("connection", "source"),
+    [
+        ("fe80::1%eth0 50000 fe80::2%eth0 22", "fe80::1%eth0"),
+        # sshd's words for a connection that is no socket of the network.
+        ("UNKNOWN 65535 UNKNOWN 65535", ""),
+    ],
+)
+def test_source_is_the_address_of_the_session_or_none(run, helper, monkeypatch, connection, source):
+    monkeypatch.setenv("SSH_CONNECTION", connection)
+    assert run("plan", "show", PLAN).code == 0
+    assert helper.asked[-1]["source"] == source
+
+
 def test_plan_show_prints_difference_and_review(run, helper):
     """Escaped; the command that approves has the whole review; the operator's address is sent."""
     ran = run("plan", "show", "3f0c91ab")

@@ -44,6 +44,19 @@ def test_requests_come_out_as_they_went_in(request_):
         protocol.decode_request(spoiled)
 
 
+@pytest.mark.parametrize("source", ["", "192.0.2.7", "2001:db8::1", "fe80::1%eth0", "fe80::1%br-lan.20", "fe80::1%3"])
+def test_source_is_an_address_with_or_without_its_interface(source):
+    asked = protocol.Review(plan=NAME, source=source)
+    assert protocol.decode_request(protocol.encode(asked)) == asked
+
+
+@pytest.mark.parametrize(
+    "source", ["%eth0", "fe80::1%", "fe80::1%a/b", "fe80::1%a b", "fe80::1%a%b", "fe80::1%" + "x" * 16, "host", "::1\n"]
+)
+def test_source_of_another_form_is_a_bad_request(source):
+    assert outcome(json.dumps({"verb": "review", "plan": NAME, "source": source}).encode()) == "bad_request"
+
+
 def test_every_request_has_an_answer():
     assert {type(one) for one in REQUESTS} == set(protocol.ANSWERS)
 

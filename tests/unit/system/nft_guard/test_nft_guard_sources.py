@@ -145,6 +145,7 @@ def test_facts_come_back_from_their_plain_form():
     plain = json.loads(json.dumps(facts.plain(made)))
     assert facts.from_plain(plain) == made
     assert facts.from_plain(plain, source="203.0.113.7").approver == SshSession(peer=ip("203.0.113.7"))
+    assert facts.from_plain(plain, source="fe80::7%eth0").approver == SshSession(peer=ip("fe80::7"), interface="eth0")
 
 
 @pytest.mark.parametrize(
