@@ -197,8 +197,7 @@ class FleetApi:
 
     async def bundles(self, request: web.Request) -> view.BundlesPage:
         _query(request, NoQuery)
-        kept = sorted(self.core.bundles.values(), key=lambda one: (one.plugin, one.version, one.sha256))
-        return view.BundlesPage(bundles=tuple(views.bundle(one) for one in kept))
+        return await self.operations.bundles()
 
     async def take_bundle(self, request: web.Request) -> view.BundleView:
         _query(request, NoQuery)

@@ -22,7 +22,7 @@ from latticed.model.errors import Problem
 from latticed.trust import payload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from pathlib import Path
 
 _HALF: Final = re.compile(r"\.[0-9a-f]{64}\.[0-9a-f]{12}")
@@ -96,6 +96,16 @@ async def received(directory: Path, sha256: str, body: AsyncIterator[bytes], *, 
     finally:
         await asyncio.to_thread(fresh.unlink, missing_ok=True)
     return kept
+
+
+def here(directory: Path, bundles: Iterable[KeptBundle]) -> set[str]:
+    """SHA-256 of those whose file is in the directory: a backup has the rows without the files. Blocks."""
+    found = set()
+    for one in bundles:
+        with contextlib.suppress(OSError):
+            if (directory / f"{one.sha256}.tar").stat().st_size == one.size:
+                found.add(one.sha256)
+    return found
 
 
 def opened(directory: Path) -> None:

@@ -19,8 +19,9 @@ from latticed.kit import tasks
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable
 
+    from latticed.fleet.controller.assigning import KeptBundle
     from latticed.fleet.controller.records import RolloutRecord
     from latticed.fleet.controller.running import RunningController
     from latticed.fleet.rollout import Rollout
@@ -68,29 +69,21 @@ class FleetOperations:
             kind=kept.kind, sha256=kept.signed.sha256, new=new, operator=kept.signed.key, notes=notes
         )
 
+    async def bundles(self) -> view.BundlesPage:
+        """All that were handed over, and whether their files are here."""
+        kept = sorted(self._core.bundles.values(), key=lambda one: (one.plugin, one.version, one.sha256))
+        here = await self._here(kept)
+        return view.BundlesPage(bundles=tuple(views.bundle(one, here=one.sha256 in here) for one in kept))
+
     async def take_bundle(self, sha256: str, body: AsyncIterator[bytes]) -> view.BundleView:
         """Keep a bundle's file, and have the engine keep it. Problem bundle_invalid, bundle_mismatch, too_large,
         quota_exceeded, store_unavailable, engine_unavailable: then it is kept here, and put there later.
         """
         self.check_leader()
-        settings, core = self._running.settings, self._core
-        kept = core.bundles.get(sha256)
-        if kept is None:
-            with self._coming.one() as arrived:
-                kept = await bundle_files.received(
-                    settings.bundles,
-                    sha256,
-                    self._coming.within(body, arrived, kept=lambda: sum(one.size for one in core.bundles.values())),
-                    most=view.MOST_BUNDLE_BYTES,
-                    now_s=core.now_s(),
-                )
-                found = kept
-                async with core.changing:
-                    await core.write(lambda connection: store.put_bundle(connection, found))
-                    core.bundles[sha256] = kept
-            new = True
-        else:
-            new = False
+        kept = self._core.bundles.get(sha256)
+        new = kept is None
+        if kept is None or not await self._here((kept,)):
+            kept = await self._received(sha256, body)
         try:
             await self._leader.put_bundle(sha256, kept.size)
         except EngineUnavailable as error:
@@ -100,7 +93,33 @@ class FleetOperations:
             raise Problem(
                 "bundle_mismatch", str(error), "the message system has other bytes under this name"
             ) from error
+        except OSError as error:
+            raise Problem(
+                "store_unavailable", f"the bundle cannot be read: {error.strerror or error}", _READ
+            ) from error
         return views.bundle(kept, new=new, here=True)
+
+    async def _here(self, bundles: Collection[KeptBundle]) -> set[str]:
+        return await tasks.in_thread(lambda: bundle_files.here(self._running.settings.bundles, bundles))
+
+    async def _received(self, sha256: str, body: AsyncIterator[bytes]) -> KeptBundle:
+        settings, core = self._running.settings, self._core
+
+        def others() -> int:
+            return sum(one.size for one in core.bundles.values() if one.sha256 != sha256)
+
+        with self._coming.one() as arrived:
+            found = await bundle_files.received(
+                settings.bundles,
+                sha256,
+                self._coming.within(body, arrived, kept=others),
+                most=view.MOST_BUNDLE_BYTES,
+                now_s=core.now_s(),
+            )
+            async with core.changing:
+                await core.write(lambda connection: store.put_bundle(connection, found))
+                core.bundles[sha256] = found
+        return found
 
     async def begin(self, wanted: view.RolloutWanted) -> view.RolloutView:
         """Begin a rollout. Problem intent_*, controller_*, rollout_empty, rollout_running, exists."""
@@ -301,6 +320,7 @@ class FleetOperations:
         )
 
 
+_READ: Final = "look at the disk of the controller's state directory, then hand it over again"
 _LIST: Final = "latticectl fleet status shows rollouts"
 _NODES: Final = "latticectl fleet nodes lists them"
 _WHO: Final = "latticectl fleet status --format json shows the operators whom the controller believes"

@@ -14,8 +14,9 @@ import time
 
 import pytest
 
+from latticed.fleet import controller_view as view
 from latticed.fleet import documents
-from latticed.fleet.controller import database, lease
+from latticed.fleet.controller import bundle_files, database, lease
 from latticed.fleet.documents import Assignment
 from latticed.fleet.nats_engine import NatsControllerEngine
 from latticed.model.errors import Problem
@@ -221,6 +222,40 @@ async def test_engine_that_has_lost_everything_is_filled_again(servers, operator
             assert {one.name: [number for number, _ in one.seen] for one in nodes.values()} == {
                 name: [number, number + 1] for name, number in before.items()
             }
+
+
+async def test_bundle_is_handed_over_again_after_a_backup_was_restored_and_the_engine_lost_everything(
+    servers, operator, tmp_path
+):
+    """A backup says which bundles there were, and has no file of them."""
+    sha256, data = files.tarred(tmp_path / "x", id="acme.demo")
+
+    async def body():
+        yield data
+
+    async with house.running(servers, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        first = await controlled.operations.take_bundle(sha256, body())
+        (listed,) = (await controlled.operations.bundles()).bundles
+        assert (first.new, listed.here) == (True, True)
+        backup = (await controlled.operations.backup(view.BackupWanted(name="one.db"))).path
+        key = controlled.running.settings.state_dir + "/key"
+    servers.servers[0].kill()
+    shutil.rmtree(servers.servers[0].directory / "jetstream")
+    servers.servers[0].start()
+    state = tmp_path / "restored/c1"
+    state.mkdir(mode=0o700, parents=True)
+    shutil.copy(backup, state / "controller.db")
+    shutil.copy(key, state / "key")
+    async with house.running(servers, tmp_path / "restored", operator=operator) as controlled:
+        await controlled.leads()
+        # Room for the one bundle: it does not count beside itself.
+        controlled.operations._coming = bundle_files.Coming(len(data))
+        assert [one.here for one in (await controlled.operations.bundles()).bundles] == [False]
+        again = await controlled.operations.take_bundle(sha256, body())
+        assert (again.new, again.here, again.id) == (False, True, "acme.demo")
+        assert [one.here for one in (await controlled.operations.bundles()).bundles] == [True]
+        assert await controlled.running.engine.chunks_kept(sha256) == 1
 
 
 async def quiet(asking):
