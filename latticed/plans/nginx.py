@@ -31,6 +31,7 @@ from cryptography import x509
 
 from latticed.kit import files
 from latticed.model.errors import Problem
+from latticed.plans import unix_sockets
 from latticed.plans.effects import finding, parsed, ran, signalled
 from latticed.plans.kind import Live
 from latticed.plans.nginx_copies import Copies
@@ -426,9 +427,7 @@ class NginxKind:
 
     def _sockets(self) -> set[str]:
         """Our socket and those of its name that were unlinked, as links of descriptors show them (proc(5))."""
-        # Columns: Num RefCount Protocol Flags Type St Inode Path.
-        rows = [row.split(maxsplit=7) for row in Path("/proc/net/unix").read_text("utf-8", "replace").splitlines()]
-        return {f"socket:[{row[6]}]" for row in rows if row[7:] == [str(self._socket)]}
+        return {f"socket:[{inode}]" for inode in unix_sockets.listening(str(self._socket))}
 
     def _workers(self, pid: int) -> list[int]:
         """The workers of a master process (proc(5), children)."""

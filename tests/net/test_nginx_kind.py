@@ -17,7 +17,8 @@ import pytest
 from latticed.model.errors import Problem
 from latticed.plans import nginx
 from latticed.plans.programs import ProgramTools
-from tests.house import nginx_places, nginxes, processes
+from latticed.system.proxy import sources as proxy_sources
+from tests.house import nginx_places, nginxes, processes, strangers
 
 pytestmark = pytest.mark.root
 
@@ -212,6 +213,37 @@ def test_another_nginx_s_files_and_processes_are_left_alone(web, tmp_path_factor
         assert foreign.get("foreign.example.org")[0] == 403
         assert {path: path.read_bytes() for path in directory.rglob("*.conf")} == before
         assert {path: path.stat().st_mtime_ns for path in Path("/etc/nginx").rglob("*")} == etc
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["rows", "same-path"])
+def test_a_socket_whose_name_a_stranger_chose_ends_and_keeps_nobody(web, tmp_path_factory, hides):
+    """A row for another nginx's socket, forged by newlines of an abstract name; our path, in mounts of its own."""
+    theirs = nginxes.document(nginxes.site("foreign", answer=403))
+    with nginxes.running(tmp_path_factory.mktemp("foreign"), theirs) as foreign:
+        ours = f"{web.directory}/probe.sock".encode()
+        forged = b"\0\n0 0 0 0 0 0 %d %s" % (strangers.listening_inode(foreign.http), ours)
+        with strangers.bound(ours if hides else forged, over=web.directory if hides else None):
+            rendering = web.committed(web.intent(shop()))
+            assert web.get("shop.example.org") == 410
+            killed(web, workers=False)
+            web.kind.commit(rendering, web.tools)
+            web.committed(web.intent())
+            assert foreign.get("foreign.example.org")[0] == 403
+            assert foreign.child.poll() is None
+
+
+def test_a_process_s_name_makes_no_listener(web):
+    """ss prints it as it is, newlines included."""
+    with strangers.named(b"\na a a *:9 a"):
+        assert 9 not in {one["port"] for one in web.live().facts["listeners"]}
+    for name in (b"\ntcp a a a :9 ", b"\nudp a a a :9 "):
+        with strangers.named(name):
+            printed = web.tools.run("ss", "-Hlntup").stdout
+            assert name in printed
+            assert 9 not in {one.port for one in proxy_sources.sockets(printed)}
+    with strangers.named(b'a",pid=1,fd=1,"') as pid:
+        found = proxy_sources.sockets(web.tools.run("ss", "-Hlntup").stdout)
+        assert not any({1, pid} <= one.pids for one in found)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,8 @@ def _open_files(pid: int, found: dict[int, int]) -> None:
 
 def _mapped_files(pid: int, found: dict[int, int]) -> None:
     """Add the deleted files that a process has mapped; of those it has closed only the mapped part is known."""
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as lines:
+    # Of white space in a name the kernel escapes newlines alone: other ends of lines are parts of it.
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             # address perms offset dev inode path (proc_pid_maps(5))
             parts = line.rstrip("\n").split(maxsplit=5)

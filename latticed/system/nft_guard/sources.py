@@ -171,8 +171,8 @@ def _rows(printed: bytes) -> Iterator[_Row]:
 
 
 def _listener(row: _Row) -> Listener | None:
-    # State, Recv-Q, Send-Q, local, peer
-    end = _endpoint(row.columns[3]) if len(row.columns) >= 5 else None
+    # State, Recv-Q, Send-Q, local, peer. A process may have newlines in its name, but no room there for all of it.
+    end = _endpoint(row.columns[3]) if len(row.columns) >= 5 and row.columns[0] == "LISTEN" else None
     name = row.owners[0][0] if row.owners else ""
     return Listener(port=end[2], address=end[0], process=name) if end is not None else None
 

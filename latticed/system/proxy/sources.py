@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
 _SSHD: Final = "sshd"
-_OWNER: Final = re.compile(r'"([^"]{0,64})",pid=([0-9]+)')
+_OWNER: Final = re.compile(r'\("([^"]*)",pid=([0-9]{1,9}),fd=[0-9]{1,9}\)')
+"""A process that has the socket. Its name is its own choice of at most 15 bytes, in which no other process has room."""
+_LISTENS: Final = {("tcp", "LISTEN"), ("udp", "UNCONN")}
 _PORT: Final = re.compile(r":([0-9]{1,5})$")
 
 
@@ -32,7 +34,8 @@ def sockets(printed: bytes) -> tuple[Socket, ...]:
     for line in printed.decode("utf-8", "replace").splitlines():
         columns = line.split(None, 6)
         port = _PORT.search(columns[4]) if len(columns) >= 6 else None
-        if port is None or columns[0] not in {"tcp", "udp"}:
+        # A process may have newlines in its name, but no room there for all of it.
+        if port is None or (columns[0], columns[1]) not in _LISTENS:
             continue
         owners = _OWNER.findall(columns[6]) if len(columns) > 6 else []
         found.append(

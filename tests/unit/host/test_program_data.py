@@ -132,7 +132,17 @@ for i in range(5):
     fd = os.open(f'/data/{i}', os.O_CREAT | os.O_RDWR)
     os.unlink(f'/data/{i}')
     for _ in range(4): os.write(fd, bytes(1 << 20))
-    maps.append(mmap.mmap(fd, 4 << 20, mmap.MAP_SHARED)); os.close(fd)
+    maps.append(mmap.mmap(fd, 4 << 20, mmap.MAP_SHARED)); os.closerange(3, 64)  # mmap has one of its own
+    del fd
+time.sleep(999)" """,
+    "deleted and mapped, with a line's end in its name": r"""python3 -c "
+import mmap, os, time
+maps = []
+for i in range(5):
+    fd = os.open(f'/data/{i}\r', os.O_CREAT | os.O_RDWR)
+    os.unlink(f'/data/{i}\r')
+    for _ in range(4): os.write(fd, bytes(1 << 20))
+    maps.append(mmap.mmap(fd, 4 << 20, mmap.MAP_SHARED)); os.closerange(3, 64)  # mmap has one of its own
     del fd
 time.sleep(999)" """,
     "unreadable": "mkdir /data/d; head -c 9000000 /dev/zero >/data/d/a; chmod 0 /data/d; sleep 999",
