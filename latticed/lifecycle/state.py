@@ -41,6 +41,8 @@ class LifecycleState:
     """Ids that another publisher is taking over: host services do nothing for them."""
     being_stored: dict[str, str] = field(default_factory=dict)
     """By id, identity of the pair that a decision is storing: not collected before a record names it."""
+    being_kept: dict[str, str] = field(default_factory=dict)
+    """By id, identity of the pair that a decision is replacing: not collected before `kept` has it."""
 
     kept: dict[str, tuple[KeptVersion, ...]] = field(default_factory=dict)
     """By id, the earlier versions that can be returned to, oldest first."""
@@ -51,8 +53,8 @@ class LifecycleState:
         """The identities of all pairs that have to stay in the store."""
         present = {record.facts.identity for record in self.records.values() if record.accepted}
         kept = {one.identity for versions in self.kept.values() for one in versions}
-        # A pair that a decision is storing is in use before a record names it.
-        return present | kept | set(self.being_stored.values())
+        # A pair that a decision is storing is in use before a record names it, and one that it replaces still is.
+        return present | kept | set(self.being_stored.values()) | set(self.being_kept.values())
 
     def presence(self, plugin_id: str) -> Presence:
         """What the disk says of an id right now; an empty Presence, which is not available, if it says nothing."""

@@ -47,6 +47,7 @@ class Turns:
                 self.state.busy.discard(plugin_id)
                 self.state.in_handover.discard(plugin_id)
                 self.state.being_stored.pop(plugin_id, None)
+                self.state.being_kept.pop(plugin_id, None)
                 self.write_behind.wake()
                 self.registry.refresh(plugin_id)
 

@@ -214,14 +214,18 @@ class Upgrades:
         # Before the copy exists: from the moment it does, what the old version writes goes there.
         if note is not None:
             self.supervisor.stand_by(plugin_id, number)
+        # Before the new record is there: from then on nothing else names the pair of the old one.
+        self.state.being_kept[plugin_id] = facts.identity
         try:
             await self.turns.write(after, event, change)
         except BaseException:
             if note is not None:
                 self.supervisor.stand_by(plugin_id, 0)
             raise
+        finally:
+            # Also when it was cancelled, at the end of the daemon: it may be on disk, and what is not kept is removed.
+            self.reload(plugin_id)
         self.ended(plugin_id)
-        self.reload(plugin_id)
         if note is None:
             self._show(before, after, "committed")
             return

@@ -139,8 +139,7 @@ class WriteBehind:
         """Remove unused pairs from the store and write the floors; what fails leaves `_needs_tidying` set."""
         # Reset first: a call of `tidy` while this waits asks for another run.
         self._needs_tidying = False
-        records = list(self._state.records.values())
-        # In the step that reads the records: `collect` spares what is kept from here on.
+        # In the step that reads what is in use: `collect` spares what is kept from here on.
         self._store.mark()
         in_use = self._state.in_use()
         try:
@@ -148,4 +147,6 @@ class WriteBehind:
         except OSError as error:
             log.error("store_not_tidied", error=error.strerror or str(error))
             self._needs_tidying = True
-        self._needs_tidying = not await self._revocations.write_floors(records) or self._needs_tidying
+        # The records as they are by now: a grant may have been answered meanwhile.
+        written = await self._revocations.write_floors(self._state.records.values())
+        self._needs_tidying = not written or self._needs_tidying
