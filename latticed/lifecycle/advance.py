@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -9,7 +10,7 @@ from latticed.kit.value import Value
 from latticed.lifecycle import granting, presence
 from latticed.lifecycle.manifest_defaults import DEFAULTS
 from latticed.lifecycle.presence import facts_of
-from latticed.model import accepted, capability, semver_range
+from latticed.model import accepted, capability, egress, semver_range
 from latticed.model.consents import Named
 from latticed.model.errors import Problem
 from latticed.model.fault import Fault
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from latticed.ledger.versions import BadVersion, KeptVersion
     from latticed.lifecycle.presence import Presence
     from latticed.model.accepted import Accepted, Usual
-    from latticed.model.manifest import Dependency
+    from latticed.model.manifest import Dependency, Manifest
     from latticed.model.verdict import Verified
     from latticed.trust.claims import IdClaim
 
@@ -298,8 +299,8 @@ def rolled_back(
 def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -> Record:
     """`target`, an earlier version, without what an operator took back from one of the `newer` ones.
 
-    What a newer version did not ask for was dropped by that version, not taken back by an operator: it stays. So does
-    what a still newer one asked for again, as long as nobody has answered that.
+    What a newer version did not ask for was dropped by that version, not taken back by an operator: it stays. So does a
+    capability that a still newer one asked for again, as long as nobody has answered that.
     """
     taken, hosts, permits, terms = frozenset[str](), target.hosts, target.permits, target.terms
     for one in newer:
@@ -308,8 +309,8 @@ def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -
         manifest = presence.manifest_of(one.facts)
         if manifest is None or one.terms is None:
             continue
-        kept = granting.hosts_after(replace(target, hosts=hosts), manifest)
-        hosts = tuple(host for host in hosts if host in one.hosts or host not in kept)
+        left = [_hosts_left(replace(target, hosts=(host,)), one, manifest) for host in hosts]
+        hosts = tuple(dict.fromkeys(itertools.chain(*left)))
         asked = accepted.asked(manifest, one.facts.interpreter)
         if terms is not None and (narrower := accepted.meet(terms, asked, usual)) != accepted.meet(
             narrower, one.terms, usual
@@ -318,6 +319,17 @@ def regained(target: Record, newer: Iterable[Record], usual: Usual = DEFAULTS) -
     masked = (target.masked | taken) & frozenset(target.facts.capabilities)
     unasked = target.unasked - taken
     return replace(target, masked=masked, unasked=unasked, hosts=hosts, permits=permits, terms=terms)
+
+
+def _hosts_left(target: Record, newer: Record, manifest: Manifest) -> tuple[str, ...]:
+    """The one host of `target` if `newer`, of that `manifest`, has all of it that it asked for; else what it has of it.
+
+    What was taken back may be a part of what a pattern covers, and no pattern leaves out a part.
+    """
+    passed_on = granting.hosts_after(target, manifest)
+    if all(one in newer.hosts or one in egress.meet(newer.hosts, (one,)) for one in passed_on):
+        return target.hosts
+    return egress.meet(target.hosts, newer.hosts)
 
 
 def forget(record: Record, seen: Presence, now: int) -> Record | Problem:

@@ -259,6 +259,40 @@ def test_rollback_regains_what_a_later_version_asked_for_again_unless_that_was_a
     assert advance.regained(before, (narrow, again, old)).granted == ("kv:read",)
 
 
+@pytest.mark.parametrize(
+    ("granted", "declared", "left", "expected"),
+    [
+        # None of it, all of it, and a part of it was taken back; then what no newer version asked for.
+        ("*.x.net:443", ["a.x.net:443"], (), ()),
+        ("*.x.net:443", ["a.x.net:443"], ("a.x.net:443",), ("*.x.net:443",)),
+        ("*.x.net:443", ["a.x.net:443", "b.x.net:443"], ("b.x.net:443",), ("b.x.net:443",)),
+        ("*.x.net:443", ["*.x.net:443"], ("a.x.net:443",), ("a.x.net:443",)),
+        ("*.x.net:443", ["b.y.net:443"], (), ("*.x.net:443",)),
+        ("a.x.net:443", ["*.x.net:443"], (), ()),
+        ("*", ["a.x.net:443"], (), ()),
+        ("*", ["a.x.net:443"], ("a.x.net:443",), ("*",)),
+        ("*", ["a.x.net:8443"], (), ("*",)),
+        # A newer version that leaves hosts to the operator, who may have put others there.
+        ("*", None, (), ()),
+        ("*", None, ("*",), ("*",)),
+        ("*", None, ("a.x.net:443",), ("a.x.net:443",)),
+        ("a.x.net:443", None, ("*",), ("a.x.net:443",)),
+        ("a.x.net:8443", None, ("*",), ()),
+    ],
+)
+def test_rollback_regains_no_host_of_which_anything_was_taken_back(granted, declared, left, expected):
+    """A pattern covers hosts that the newer version declares by name, and the other way round."""
+    fields = {"type": "system", "capabilities": ["http:egress"]}
+    found = claim(**fields)
+    before = decided(record(found=found), Status.INSTALLED, at(found), accept=frozenset({"http:egress"}))
+    before = _regranted(before, Regrant(hosts=(granted,)), NOW)
+    more = {"v2": True, "egress": {"hosts": declared}} if declared else {}
+    newer = upgraded(before, claim(version="2.0.0", **fields, **more))
+    newer = _regranted(newer, Regrant(hosts=left), NOW)
+    assert newer.hosts == left
+    assert advance.regained(before, (newer,)).hosts == expected
+
+
 def test_other_publisher_inherits_no_grants():
     """It has no capability and no host that the old publisher was granted."""
     found = claim()

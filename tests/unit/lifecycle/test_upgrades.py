@@ -316,6 +316,22 @@ async def test_version_that_was_given_up_is_still_the_highest_on_record(home, by
     assert (await home.ask("POST", f"{URL}/upgrade", {})).code == "version_downgrade"
 
 
+@pytest.mark.parametrize("toml", [LONG, "[upgrade]\ngate_s = 0\n"])
+async def test_hosts_of_a_pattern_that_were_taken_back_are_not_regained(toml):
+    """By a rollback during the gate or without one."""
+    fields = {"capabilities": ["http:egress"], "v2": True}
+    async with in_process.opened(author=ACME, toml=toml) as home:
+        home.drop(version="1.0.0", type="system", egress={"hosts": ["*.example.net:443"]}, **fields)
+        await home.armed(ID, accept=("http:egress",))
+        assert (await home.ask("PUT", f"{URL}/grants", {"hosts": ["*.example.net:443"]})).status == 200
+        await dropped(home, "1.1.0", egress={"hosts": ["a.example.net:443"]}, **fields)
+        assert (await home.ask("POST", f"{URL}/upgrade", {})).status == 200
+        assert (await home.ask("GET", f"{URL}/grants"))["hosts"] == ["a.example.net:443"]
+        assert (await home.ask("PUT", f"{URL}/grants", {"hosts": []})).status == 200
+        assert (await home.ask("POST", f"{URL}/rollback", {}))["version"] == "1.0.0"
+        assert (await home.ask("GET", f"{URL}/grants"))["hosts"] == []
+
+
 async def test_disabling_ends_the_gate_and_stops_both(home):
     old, new, _ = await upgraded(home)
     answer = await home.decide(ID, "disabled")
