@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FORMATS: Final = ("text", "json")
 """Values of --format and LATTICECTL_FORMAT."""
@@ -112,6 +112,17 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 15:
         raise argparse.ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
     return int(text)
+
+
+def newest(most: int) -> Callable[[str], int]:
+    """An argument's type: how many of the newest, at most as many as one request answers."""
+
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:15]) <= most:
+            raise argparse.ArgumentTypeError(f"expected a whole number of 1 to {most}, found {text[:40]!r}")
+        return int(text)
+
+    return parse
 
 
 def cursor(text: str) -> str:

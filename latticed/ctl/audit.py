@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import decode, event_table, replies, times
-from latticed.ctl.arguments import Parser, cursor, examples
+from latticed.ctl.arguments import Parser, cursor, examples, newest
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model import chain
 from latticed.model.errors import Problem
@@ -33,8 +33,6 @@ EXAMPLES: Final = examples(
 
 _PAGE: Final = 1000
 """Events of one request: the most that `GET /api/audit` answers with."""
-_REPLACING: Final = frozenset({"ledger.restored", "ledger.recovered", "ledger.rollback_accepted"})
-"""Events that begin a record of which the heads before are none."""
 _SINCE_ALONE: Final = "--since goes with --journal"
 _FILTERS: Final = ("actor", "action", "target", "decision")
 """Options of `query` that are filters of the API under the same name."""
@@ -47,7 +45,7 @@ def arguments(parser: Parser) -> None:
         "--after", metavar="SEQ", type=cursor, default=None, help="only decisions after this one; SEQ.CALL: and calls"
     )
     query.add_argument("--limit", metavar="N", type=_count, default=100, help="at most so many (default 100)")
-    query.add_argument("--last", metavar="N", type=_count, help="the newest so many")
+    query.add_argument("--last", metavar="N", type=newest(_PAGE), help="the newest so many; not with --after")
     export = actions.add_parser("export", help="all events and signed heads as NDJSON, for keeping elsewhere")
     export.add_argument(
         "--after", metavar="SEQ", type=cursor, default=None, help="only decisions after this one; SEQ.CALL: and calls"
@@ -109,15 +107,17 @@ def _count(text: str) -> int:
 def _query(session: CtlSession) -> int:
     """Print one page of events, oldest first."""
     args = session.args
+    if args.after is not None and args.last is not None:
+        raise Problem("usage", "--after and --last exclude each other", "latticectl audit query --help shows how")
     query: dict[str, str | int | None] = {name: getattr(args, name) for name in _FILTERS}
     query["since"] = times.since(args.since, session.screen.now_s) if args.since else None
-    newest = args.last is not None
-    query |= {"limit": min(args.last, _PAGE), "newest": "1"} if newest else {"limit": min(args.limit, _PAGE)}
+    of_last = args.last is not None
+    query |= {"limit": args.last, "newest": "1"} if of_last else {"limit": min(args.limit, _PAGE)}
     query |= {"after": args.after or None, "calls": "1" if args.calls else None}
     page = replies.mapping(session.client().get("audit", query=query), "page of events")
     rows = replies.rows(page.get("events"), "list of events")
     # The API gives the newest first, and every table here is oldest first.
-    if newest:
+    if of_last:
         rows.reverse()
     if session.screen.json_wanted:
         session.screen.json({**page, "events": rows})
@@ -267,7 +267,7 @@ class _PutBack:
 
     def __iter__(self) -> Iterator[Any]:
         for line in self._lines:
-            if isinstance(line, dict) and line.get("action") in _REPLACING and isinstance(line.get("ts"), str):
+            if isinstance(line, dict) and line.get("action") in chain.REPLACING and isinstance(line.get("ts"), str):
                 self.last = (line["ts"], line["action"])
             yield line
 

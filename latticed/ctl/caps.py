@@ -25,6 +25,7 @@ EXAMPLES: Final = examples(
     "latticectl caps suggest acme.fetch --since 30d         # what it used, and what it never did",
     "latticectl caps grant acme.fetch limit=memory_mib:512  # what an upgrade asks for and did not get",
     "latticectl caps trim acme.fetch host=api.example.org:443",
+    "latticectl caps trim acme.fetch limit=memory_mib:256   # a limit or level: what is left at most",
 )
 
 _TONES: Final = {"read": "", "write": "warn", "host": "bad"}
@@ -187,14 +188,23 @@ def _change(session: CtlSession) -> int:
     if session.screen.json_wanted:
         session.screen.json(plain)
         return ExitCode.OK
-    done = "granted" if granting else "taken away"
-    session.screen.line(args.id, done if changed else f"already {done}", ", ".join(wanted))
+    for done, words in _done(wanted, granting=granting).items():
+        session.screen.line(args.id, done if changed else f"already {done}", ", ".join(words))
     # A trim restarts the plugin by itself where that is needed; a grant does not.
     at_start = granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted)
-    if at_start and replies.mapping(client.get("plugins", "by-id", args.id), "plugin").get("status") == "active":
+    if at_start and ask.plugin(client, args.id)[1].status == "active":
         session.screen.note("a plugin that is running has it from its next start")
         session.screen.hint(shlex.join(["latticectl", "restart", args.id]))
     return ExitCode.OK
+
+
+def _done(wanted: list[str], *, granting: bool) -> dict[str, list[str]]:
+    """What was done with which words. Of a limit or level a trim names what is left at most."""
+    if granting:
+        return {"granted": wanted}
+    lowered = [one for one in wanted if one.partition("=")[0] in {"limit", "level"}]
+    away = [one for one in wanted if one not in lowered]
+    return {done: words for done, words in (("taken away", away), ("limited to", lowered)) if words}
 
 
 def _suggest(session: CtlSession) -> int:

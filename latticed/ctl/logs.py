@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import ask, replies, stream, times
-from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.arguments import Parser, examples, newest
 from latticed.ctl.exit_codes import ExitCode
 from latticed.model.errors import Problem
 
@@ -31,7 +30,7 @@ _MOST: Final = 1_000
 def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id, as latticectl list shows it")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
-    parser.add_argument("--last", metavar="N", type=_count, default=_MOST, help="the newest so many")
+    parser.add_argument("--last", metavar="N", type=newest(_MOST), default=_MOST, help="the newest so many")
 
 
 def run(session: CtlSession) -> int:
@@ -93,10 +92,3 @@ def _show(session: CtlSession, rows: list[dict[str, Any]]) -> None:
             stream_name = str(row.get("stream") or "")
             screen.line(times.absolute(str(row.get("at") or "")), f"{stream_name:<6}", str(row.get("text") or ""))
     screen.flush()
-
-
-def _count(text: str) -> int:
-    """An argument's type: a whole number within what one request answers."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= _MOST:
-        raise ArgumentTypeError(f"expected a whole number of 1 to {_MOST}, found {text[:40]!r}")
-    return int(text)

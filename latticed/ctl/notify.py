@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies
-from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.arguments import Parser, examples, newest
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Column
 
@@ -46,7 +46,7 @@ def arguments(parser: Parser) -> None:
     listing = actions.add_parser("list", help="the newest notifications")
     listing.add_argument("--status", choices=_STATUSES, help="only those with this status")
     listing.add_argument("--plugin", metavar="ID", help="only those of this plugin")
-    listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
+    listing.add_argument("--last", metavar="N", type=newest(500), default=50, help="the newest so many (default 50)")
     test = actions.add_parser("test", help="send a test message to a channel")
     test.add_argument("channel", metavar="CHANNEL", help="name of a channel of the notification plugin")
     again = actions.add_parser("retry", help="have a failed one tried afresh")
@@ -87,7 +87,7 @@ def _list(session: CtlSession) -> int:
     """Print the newest notifications."""
     args = session.args
     # The API answers with 500 rows at most, and refuses a greater limit.
-    query = {"status": args.status, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
+    query = {"status": args.status, "plugin": args.plugin, "limit": args.last}
     plain = replies.mapping(session.client().get("notifications", query=query), "notifications")
     rows = replies.rows(plain.get("notifications"), "list of notifications")
     if session.screen.json_wanted:

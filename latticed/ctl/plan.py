@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import plan_view, replies, root_helper
-from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.arguments import Parser, examples, newest
 from latticed.ctl.exit_codes import ExitCode, of
 from latticed.ctl.table import Cell, Column
 from latticed.model.errors import Problem
@@ -52,7 +52,7 @@ def arguments(parser: Parser) -> None:
     listing = actions.add_parser("list", help="the newest plans", description="the newest plans")
     listing.add_argument("--state", choices=_STATES, help="only those in this state")
     listing.add_argument("--plugin", metavar="ID", help="only those of this plugin")
-    listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
+    listing.add_argument("--last", metavar="N", type=newest(_MOST), default=50, help="the newest so many (default 50)")
     for name, summary in (
         ("show", "what it would change, and the review to approve"),
         ("approve", "approve a plan as it was reviewed"),
@@ -119,7 +119,7 @@ def _decided(client: HelperClient, action: str, plan: str) -> dict[str, Any]:
 def _list(session: CtlSession) -> int:
     """Print the newest plans: the daemon's, or the helper's own while no daemon runs."""
     args, screen = session.args, session.screen
-    query = {"state": args.state, "plugin": args.plugin, "limit": max(1, min(args.last, _MOST))}
+    query = {"state": args.state, "plugin": args.plugin, "limit": args.last}
     try:
         plain = replies.mapping(session.client().get("plans", query=query), "plans")
     except Problem as problem:

@@ -57,7 +57,7 @@ def run(session: CtlSession) -> int:
         case "list":
             return _list(session)
         case "set":
-            return _set(session)
+            return keep(session, password=session.args.password)
         case "delete":
             return _delete(session)
         case action:
@@ -84,14 +84,14 @@ def _row(session: CtlSession, row: dict[str, Any]) -> tuple[str | Cell, ...]:
     return str(row.get("name") or ""), str(row.get("version") or ""), usable, plugins, updated
 
 
-def _set(session: CtlSession) -> int:
-    """Read a value and store it, or with --password its hash."""
-    value = _read_value(session.args.name, twice=session.args.password)
+def keep(session: CtlSession, *, password: bool) -> int:
+    """Read a value and store it, or of a `password` its hash."""
+    value = _read_value(session.args.name, twice=password)
     if not value:
         raise Problem(
             "usage", "expected a value on stdin, found nothing", "printf %s VALUE | latticectl secret set NAME"
         )
-    if session.args.password:
+    if password:
         value = _hash(value)
     session.client().put_bytes("secrets", session.args.name, body=value)
     return _told(session, "set", {"set": True})
@@ -122,7 +122,7 @@ def _hash(value: bytes) -> bytes:
     except UnicodeDecodeError as error:
         raise Problem("usage", "expected a password in UTF-8, found other bytes") from error
     if password.startswith(passwords.PREFIX):
-        raise Problem("usage", "expected a password, found a hash", "leave --password out to keep a hash as it is")
+        raise Problem("usage", "expected a password, found a hash", "latticectl secret set NAME keeps a hash as it is")
     if fault := passwords.fault(password):
         raise Problem("usage", fault)
     return passwords.make_hash(password).encode("ascii")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import render, replies
-from latticed.ctl.arguments import Parser, examples
+from latticed.ctl.arguments import Parser, examples, newest
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
 from latticed.model.errors import Problem
@@ -44,7 +44,7 @@ def arguments(parser: Parser) -> None:
     listing = actions.add_parser("list", help="the newest tasks")
     listing.add_argument("--state", choices=_STATES, help="only those in this state")
     listing.add_argument("--plugin", metavar="ID", help="only those of this plugin")
-    listing.add_argument("--last", metavar="N", type=int, default=50, help="the newest so many (default 50)")
+    listing.add_argument("--last", metavar="N", type=newest(500), default=50, help="the newest so many (default 50)")
     show = actions.add_parser("show", help="one task: its script, its digest, what it wrote")
     show.add_argument("task", metavar="TASK", help="id of the task, or how it begins")
     approve = actions.add_parser("approve", help="have a task run, once")
@@ -72,7 +72,7 @@ def _list(session: CtlSession) -> int:
     """Print the newest tasks."""
     args = session.args
     # The API answers with 500 rows at most, and refuses a greater limit.
-    query = {"state": args.state, "plugin": args.plugin, "limit": max(1, min(args.last, 500))}
+    query = {"state": args.state, "plugin": args.plugin, "limit": args.last}
     plain = replies.mapping(session.client().get("tasks", query=query), "tasks")
     rows = replies.rows(plain.get("tasks"), "list of tasks")
     if session.screen.json_wanted:

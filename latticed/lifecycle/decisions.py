@@ -128,7 +128,8 @@ class Decisions:
         await self._prepared(actor, after, wanted, self._store(actor, after, seen.winner))
         if wanted is Status.ACTIVE:
             await self._prepared(actor, after, wanted, self._admit(actor, after, record))
-        await self.turns.write(after, self._status_event(actor, record, after), self._noted(after, None))
+        event = self._status_event(actor, record, after, consent)
+        await self.turns.write(after, event, self._noted(after, None))
         return after
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> tuple[Record, bool]:
@@ -153,7 +154,7 @@ class Decisions:
             await self._prepared(actor, after, "upgrade", self._store(actor, after, claim))
         if after.status is Status.ACTIVE:
             await self._prepared(actor, after, "upgrade", self._admit(actor, after, record))
-        event = self._status_event(actor, record, after)
+        event = self._status_event(actor, record, after, consent)
         if after.facts.publisher != record.facts.publisher:
             await self._take_over(record, after, event)
         elif record.accepted and not record.builtin:
@@ -293,6 +294,8 @@ class Decisions:
                 "hosts": ",".join(after.hosts),
                 "permits": " ".join(after.permits),
                 "withheld": " ".join(granting.withheld(after, defaults)),
+                "added": recording.words(wanted.add),
+                "removed": recording.words(wanted.remove),
             }
             event = recording.event(actor, "plugin.grants", after, detail)
             # What widens has to be on disk first; what only narrows takes effect first.
@@ -634,8 +637,8 @@ class Decisions:
         except (BundleRefused, Problem) as error:
             raise await self._refused(actor, record.id, error.fault, record.status.value) from error
 
-    def _status_event(self, actor: Actor, before: Record, after: Record) -> Event:
-        return recording.status_event(actor, before, after, granting.withheld(after, self.defaults))
+    def _status_event(self, actor: Actor, before: Record, after: Record, consent: UpgradeConsent) -> Event:
+        return recording.status_event(actor, before, after, granting.withheld(after, self.defaults), consent.named)
 
     async def _settled(self, record: Record) -> Record:
         """The record as it is once its decision has taken effect, or 10 s have passed."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from latticed.kit import text
 from latticed.ledger import records as rows
 from latticed.model.audit import Event
 
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
 
     from latticed.ledger import Transaction
     from latticed.model.audit import Actor
+    from latticed.model.consents import Named
     from latticed.model.lifecycle import Record
+
+_WORDS: Final = 4_000
+"""Characters of what was named, at most."""
 
 
 def writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
@@ -35,10 +40,12 @@ def event(actor: Actor, action: str, record: Record, detail: dict[str, str | int
     return Event(actor=str(actor), action=action, target=record.id, decision="allow", detail=detail)
 
 
-def status_event(actor: Actor, before: Record, after: Record, withheld: tuple[str, ...] = ()) -> Event:
+def status_event(
+    actor: Actor, before: Record, after: Record, withheld: tuple[str, ...] = (), named: Named | None = None
+) -> Event:
     """The event of a change of status or version by `actor`.
 
-    `withheld` is what the manifest asks for and was not granted, as `kind=value`.
+    `withheld` is what the manifest asks for and was not granted, as `kind=value`; `named` what he accepted by name.
     """
     detail: dict[str, str | int | bool] = {
         "from": before.status.value,
@@ -49,4 +56,14 @@ def status_event(actor: Actor, before: Record, after: Record, withheld: tuple[st
     }
     if withheld:
         detail["withheld"] = " ".join(withheld)
+    if named is not None and named.words:
+        detail["accepted"] = words(named)
     return event(actor, "plugin.status", after, detail)
+
+
+def words(named: Named) -> str:
+    """What was named besides capabilities, for an event's detail: `kind=value`, with `; ` between, as some have spaces.
+
+    Cut, since what is taken away need not be there, so that any number of words can be named.
+    """
+    return text.clip("; ".join(named.words), _WORDS)

@@ -217,9 +217,17 @@ class Market:
         return found[0]
 
     async def hold(self, plugin_id: str, actor: Actor, *, on: bool) -> bool:
-        """Keep a plugin at its version, or no more; False when that was so already."""
+        """Keep a plugin at its version, or no more; False when that was so already.
+
+        Problem not_found for an id that is neither on record, nor in an index, nor held: it is a slip of the pen.
+        """
         if not is_valid(plugin_id):
             raise Problem("not_found", f"expected the id of a plugin, found {plugin_id[:80]!a}")
+        if self.deps.record(plugin_id) is None and plugin_id not in self.deps.ledger.read(rows.held):
+            offered = await self.all_shelved()
+            if not any(plugin_id in one.index.entries for one in offered):
+                reason = f"expected a plugin that is here or in an index, found {plugin_id!r}"
+                raise Problem("not_found", reason, "latticectl list, or latticectl market search")
         now_us, by = self.deps.clock.wall_us(), str(actor)
         event = Event(actor=by, action="market.held", target=plugin_id, decision="allow", detail={"on": on})
 

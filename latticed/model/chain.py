@@ -22,6 +22,9 @@ CALLS: Final = "calls"
 """Each `host.call`, and the removals of such events by retention."""
 NAMES: Final[tuple[Name, ...]] = (DECISIONS, CALLS)
 
+REPLACING: Final = ("ledger.restored", "ledger.recovered", "ledger.rollback_accepted")
+"""Actions of events that begin another record than the one that was there: its seqs may have been used before."""
+
 GENESIS: Final = "0" * 64
 """The `prev` of the first event of a chain."""
 

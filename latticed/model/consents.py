@@ -75,6 +75,12 @@ class Named:
         return bool(self.caps or self.hosts or self.permits or self.terms)
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """All of it but the capabilities as `kind=value`, as it was named."""
+        hosts = (f"host={host}" for host in self.hosts)
+        return (*hosts, *self.permits, *(f"{kind}={value}" for kind, value in self.terms))
+
+    @property
     def needs_host_scope(self) -> bool:
         """Whether hosts, permits or a lower level of confinement are among them (contracts §7)."""
         return bool(self.hosts or self.permits) or any(kind in {"feature", "level"} for kind, _ in self.terms)

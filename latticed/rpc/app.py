@@ -98,18 +98,20 @@ def _guarded(handler: _Handler) -> _Handler:
         try:
             return await handler(request)
         except Problem as problem:
-            return problems.response(problem)
+            return _broken_off(connection, request, problem) or problems.response(problem)
         except asyncio.CancelledError:
             if not connection.interrupted:
                 raise
             # Ours alone (`ControlConnection.interrupt`): the task goes on, to send the answer.
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()
-            return problems.response(problems.Stopping(begun=True))
+            return connection.cut_short() or problems.response(problems.Stopping(begun=True))
         except web.HTTPException:  # aiohttp's own, of a body that is too large
             raise
         except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked
-            _tell_failure(request, error)
+            if broken_off := _broken_off(connection, request, error):
+                return broken_off
+            _tell_failure("request_failed", request, error)
             return problems.response(Problem("internal", "the daemon failed to answer, see its log"))
         finally:
             connection.answered()
@@ -117,11 +119,20 @@ def _guarded(handler: _Handler) -> _Handler:
     return guarded
 
 
-def _tell_failure(request: web.Request, error: Exception) -> None:
+def _broken_off(connection: ControlConnection, request: web.Request, error: Exception) -> web.StreamResponse | None:
+    """The answer that had begun when `error` came, and is cut now; None where none had, so that one can tell of it."""
+    answer = connection.cut_short()
+    if answer is not None and not isinstance(error, ConnectionError):  # a client that leaves is not worth a log line
+        _tell_failure("answer_broken_off", request, error)
+    return answer
+
+
+def _tell_failure(what: str, request: web.Request, error: Exception) -> None:
     """Log an unexpected exception. Repeats are counted, not logged: a client that can cause one could fill the disk."""
     count = _failures.take((request.method, type(error).__name__, str(error)[:80]), time.monotonic())
     if count is not None:
-        log.error("request_failed", method=request.method, path=request.path, count=count, exc_info=error)
+        # `error` besides the traceback: the text of a Problem, which is not one of latticed's faults.
+        log.error(what, error=repr(error), method=request.method, path=request.path, count=count, exc_info=error)
 
 
 def _json(answer: Any) -> web.Response:

@@ -168,7 +168,7 @@ async def _told(ask: Ask, work: asyncio.Future[Any], chains: tuple[chain.Name, .
     connection.
     """
     answer = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "Cache-Control": "no-store"})
-    await answer.prepare(ask.request)
+    await cast("ControlConnection", ask.request.protocol).begin(answer, ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # the reader is gone or does not read
         while not work.done():
             await asyncio.wait({work}, timeout=TELL_S)

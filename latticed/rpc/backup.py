@@ -35,7 +35,7 @@ async def download(ask: Ask) -> web.StreamResponse:
     async with ask.api.backups.made(ask.api.settings) as backup:
         answer = web.StreamResponse(headers=HEADERS)
         answer.content_length = backup.size
-        await answer.prepare(ask.request)
+        await connection.begin(answer, ask.request)
         try:
             await _send(ask, backup, answer)
             await answer.write_eof()
@@ -43,8 +43,7 @@ async def download(ask: Ask) -> web.StreamResponse:
         # OSError includes the TimeoutError of WRITE_S. The head is sent, so no problem document can follow.
         except (OSError, Problem) as error:
             log.warning("backup_broken_off", error=str(error) or type(error).__name__)
-            if connection.wire is not None:  # the next answer would be taken as the rest of this body
-                connection.wire.abort()
+            connection.cut_short()
     answer.force_close()
     return answer
 

@@ -28,6 +28,8 @@ class ControlConnection(PeerConnection):
         self._handler: asyncio.Task[Any] | None = None
         self._unsent = False
         """A request is complete, and its answer not sent whole."""
+        self._begun: web.StreamResponse | None = None
+        """The answer whose head was sent by `begin`, and whose handler goes on."""
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks: keep it open for writing?
         """Return whether the connection stays open for writing: while requests of a half-closed one are unanswered. A
@@ -73,10 +75,23 @@ class ControlConnection(PeerConnection):
             self.interrupted = True
             self._handler.cancel()
 
+    async def begin(self, answer: web.StreamResponse, request: web.Request) -> None:
+        """Send the head of an answer, whose body the handler writes by and by."""
+        self._begun = answer
+        await answer.prepare(request)
+
+    def cut_short(self) -> web.StreamResponse | None:
+        """Cut the connection if an answer was begun, and return that answer: a second one on the wire would be taken
+        for the rest of the first. None when none was begun.
+        """
+        if self._begun is not None and self.wire is not None:
+            self.wire.abort()
+        return self._begun
+
     def answered(self) -> None:
         """The answer is complete; the usual deadlines hold again."""
         super().answered()
-        self._handler = None
+        self._handler = self._begun = None
 
     def of_http_error(self, error: web.HTTPException) -> web.Response:
         """A problem document."""

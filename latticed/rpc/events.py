@@ -65,14 +65,14 @@ async def stream(ask: Ask) -> web.StreamResponse:
     """Events after an id (Last-Event-ID, else `after`, else from now on); host calls only with `host_calls=1`."""
     asked = ask.query(StreamRequest)
     calls = asked.host_calls == "1"
-    seen = _start(ask, asked, calls=calls)
+    seen = await _start(ask, asked, calls=calls)
     if ask.headers_only:
         return web.Response(headers=HEADERS)
     connection = cast("ControlConnection", ask.request.protocol)
     if not connection.stream():
         raise Problem("too_many_streams", "expected fewer event streams of one user at once", "close some of them")
     answer = web.StreamResponse(headers=HEADERS)
-    await answer.prepare(ask.request)
+    await connection.begin(answer, ask.request)
     with contextlib.suppress(ConnectionError, TimeoutError):  # the reader is gone or does not read
         await _follow(ask, answer, seen, calls=calls)
     # The stream may have been broken off within a chunk: no further answer may follow on this connection.
@@ -80,8 +80,8 @@ async def stream(ask: Ask) -> web.StreamResponse:
     return answer
 
 
-def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
-    """The position after which the stream begins; Problem bad_request."""
+async def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
+    """The position after which the stream begins; Problem bad_request, ledger_unavailable."""
     kept = ask.api.ledger
     # Last-Event-ID comes first: an EventSource that reconnects sends it along with the `after` of its original URL.
     given = ask.request.headers.get("Last-Event-ID") or asked.after or asked.since
@@ -90,9 +90,33 @@ def _start(ask: Ask, asked: StreamRequest, *, calls: bool) -> Position:
     found = chain.cursor(given)
     if found is None:
         raise Problem("bad_request", f"Last-Event-ID: expected an event's id, found {given[:40]!r}")
-    if isinstance(found, Position):
-        return found
-    return Position(found, kept.read(lambda db: _calls_since(db, found)) if calls else 0)
+    at = found if isinstance(found, Position) else _decisions_alone(kept, found, calls=calls)
+    end = kept.read(rows.position)
+    if at.decisions > end.decisions:
+        return await _since_replaced(kept, end, calls=calls)
+    return at._replace(calls=min(at.calls, end.calls))
+
+
+def _decisions_alone(kept: ledger.Ledger, seq: int, *, calls: bool) -> Position:
+    """The position that a cursor of the decisions alone stands for."""
+    return Position(seq, kept.read(lambda db: _calls_since(db, seq)) if calls else 0)
+
+
+async def _since_replaced(kept: ledger.Ledger, end: Position, *, calls: bool) -> Position:
+    """Before the event by which the record became another one, as by a restore; the end where there is none.
+
+    For a client whose id is beyond the end: it has seen the record that was there before, and the events from then on
+    are new to it. After a power cut that lost events there is no such event.
+    """
+    newest = 0
+    for action in chain.REPLACING:
+        found = await rows.query_in_parts(
+            kept.read_slow, chains=(chain.DECISIONS,), limit=1, newest_first=True, action=action
+        )
+        newest = max(newest, *(event["seq"] for event in found), 0)
+    if not newest:
+        return end
+    return _decisions_alone(kept, newest - 1, calls=calls)
 
 
 def _calls_since(db: ledger.Connection, seq: int) -> int:
@@ -162,8 +186,8 @@ def _page(db: ledger.Connection, seen: Position, *, calls: bool) -> EventPage:
     first = max(seen.decisions + 1, rows.first_seq(db))
     span = (first, min(end, first + SPAN - 1))
     events = rows.query(db, within=span, limit=PAGE, other_than=HOST_CALL)
-    # A full page may end inside the span, any other has covered it. `seen` is a client's and may be beyond the end:
-    # never go back behind it.
+    # A full page may end inside the span, any other has covered it. Retention may have removed what was in between:
+    # never go back behind `seen`.
     upto = events[-1]["seq"] if len(events) == PAGE else max(span[1], seen.decisions)
     return EventPage(events, Position(upto, seen.calls), upto < end)
 

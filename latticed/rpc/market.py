@@ -147,7 +147,7 @@ async def download(ask: Ask) -> web.StreamResponse:
         answer = web.StreamResponse(headers={"Content-Type": "application/x-tar"})
         sizes = await asyncio.to_thread(lambda: {name: (staged / name).stat().st_size for name in (MANIFEST, ARTIFACT)})
         answer.content_length = len(tar.END) + sum(tar.BLOCK + size + tar.padding(size) for size in sizes.values())
-        await answer.prepare(ask.request)
+        await connection.begin(answer, ask.request)
         with contextlib.suppress(OSError):  # a reader that has gone sees that it is cut short
             await _send(ask, staged, sizes, answer)
     answer.force_close()

@@ -13,7 +13,6 @@ from msgspec import Meta
 
 from latticed.broker.gate import Count
 from latticed.catalog.root import may_be_bundle
-from latticed.kit import logs
 from latticed.kit.text import escape, sanitise
 from latticed.ledger import audit as rows
 from latticed.lifecycle.advance import UpgradeConsent
@@ -42,8 +41,6 @@ SHOWN_DENIALS = 10
 NAME_BYTES = 255  # NAME_MAX of Linux file systems
 ROWS_AT_ONCE = 256
 """Rows made between two turns of the event loop."""
-
-log = logs.get_logger()
 
 
 class Decision(Body, frozen=True):
@@ -156,27 +153,19 @@ async def brief(ask: Ask) -> web.StreamResponse:
 async def _long_listing(ask: Ask, known: Sequence[T], row: Callable[[T], bytes]) -> web.StreamResponse:
     """Stream the list in pieces: ten thousand rows neither block the event loop nor are in memory at once.
 
-    An error after the first piece cannot become a problem document; the connection is cut, so that the client does not
-    take the list for complete.
+    An error after the first piece cuts the connection, so that the client does not take the list for complete.
     """
     if ask.headers_only:
         return web.Response(content_type="application/json")
     answer = web.StreamResponse()
     answer.content_type = "application/json"
-    await answer.prepare(ask.request)
-    try:
-        for start in range(0, len(known), ROWS_AT_ONCE):
-            made = [row(one) for one in known[start : start + ROWS_AT_ONCE]]
-            await answer.write((b"," if start else b"[") + b",".join(made))
-            # write() returns at once while the transport's buffer has room: let other tasks run.
-            await asyncio.sleep(0)
-        await answer.write_eof(b"]")
-    except Exception as error:
-        if not isinstance(error, ConnectionError):  # a client that disconnects is not worth a log entry
-            log.error("listing_broken_off", error=repr(error), exc_info=True)
-        connection = cast("ControlConnection", ask.request.protocol)
-        if connection.wire is not None:  # the next answer would be taken as the rest of this one
-            connection.wire.abort()
+    await cast("ControlConnection", ask.request.protocol).begin(answer, ask.request)
+    for start in range(0, len(known), ROWS_AT_ONCE):
+        made = [row(one) for one in known[start : start + ROWS_AT_ONCE]]
+        await answer.write((b"," if start else b"[") + b",".join(made))
+        # write() returns at once while the transport's buffer has room: let other tasks run.
+        await asyncio.sleep(0)
+    await answer.write_eof(b"]")
     return answer
 
 
@@ -293,7 +282,8 @@ async def show(ask: Ask) -> dict[str, Any]:
         "calls": {"made": count.calls, "denied": count.denied},
         "resources": views.resources(ask.api, record.id),
         "schedules": views.schedules(ask.api, record),
-        "denials": denials,
+        # As in streams of events: what was asked for (sizes, digests) takes the scope that lets somebody ask.
+        "denials": denials if Scope.OPERATE in ask.scopes else [{**event, "detail": {}} for event in denials],
     }
     if ask.query(About).explain == "1":
         report["causes"] = await explain.causes(ask.api, record, denials)

@@ -164,7 +164,10 @@ def fix(step: str, error: int, host: HostSupport) -> str:
         return "the kernel lacks Landlock: 5.13 or newer, with landlock in the boot parameter lsm="
     if kind in {"uid_map", "gid_map", "setgroups_deny", "propagation", "root", "bind", "data", "scratch", "pivot_root"}:
         if host.apparmor_restricts_userns:
-            return "sysctl kernel.apparmor_restrict_unprivileged_userns is 1: add an AppArmor profile for latticed"
+            return (
+                "sysctl kernel.apparmor_restrict_unprivileged_userns is 1: give latticed an AppArmor profile that has"
+                " `userns,` (docs/security/sandbox.md has one)"
+            )
         return "mounts are refused: allow @mount in the unit's SystemCallFilter, or the container user namespaces"
     if kind in {"setgroups", "setresgid", "setresuid"}:
         return "another uid needs CAP_SETUID and CAP_SETGID: run latticed as root, or lower the level"

@@ -98,6 +98,12 @@ def test_restore_into_an_empty_state_restores_everything(place, backup, past, ac
         assert last["sha256"] == hashlib.sha256(backup.read_bytes()).hexdigest()
         assert last["stricter"] == 0
         assert daemon.get("/api/audit/verify").json()["ok"] is True
+        # Who has followed the record that was there before goes on with what is new to him.
+        told = [
+            json.loads(line) for line in daemon.ctl("events", "--after", "5000", "--format", "json").stdout.splitlines()
+        ]
+        assert told[0]["action"] == "ledger.restored"
+        assert [one["seq"] for one in told] == [one["seq"] for one in daemon.events(after=str(told[0]["seq"] - 1))]
         assert daemon.stop() == 0
 
 

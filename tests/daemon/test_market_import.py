@@ -140,11 +140,20 @@ def test_bundle_of_host_risk_takes_consent_by_name(spool):
 
 
 def test_held_plugin_is_left_alone(spool):
-    plugin_id, members = spool.bundle()
-    name = spool.put(archive(members))
+    plugin_id, members = spool.bundle(version="1.0.0")
+    assert spool.take(spool.put(archive(members)))["version"] == "1.0.0"
+    spool.daemon.until(lambda: spool.daemon.plugin(plugin_id), "its record")
     assert spool.daemon.ctl("market", "hold", plugin_id).returncode == 0
+    _, members = spool.bundle(plugin_id, version="1.1.0")
+    name = spool.put(archive(members))
     assert spool.take(name) == "held"
-    assert spool.take(name, accept_held=True)["id"] == plugin_id
+    assert spool.take(name, accept_held=True)["version"] == "1.1.0"
+
+
+@pytest.mark.parametrize("off", [(), ("--off",)])
+def test_hold_of_a_plugin_that_nobody_knows_is_refused(spool, off):
+    refused = spool.daemon.ctl("market", "hold", *off, "acme.misspelt")
+    assert (refused.returncode, "found 'acme.misspelt'" in refused.stderr) == (4, True), refused
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,16 @@ def candidate(host, version: str, artifact: bytes = bombs.BOMBS, **runtime) -> d
     )
 
 
+def accepted_on_record(daemon) -> list[tuple[str, str]]:
+    """What was accepted by name, or with a minus taken away, as the audit record has it, and by which action."""
+    found = []
+    for event in daemon.events(target=ID, decision="allow"):
+        detail = event["detail"]
+        found += [(event["action"], detail[word]) for word in ("accepted", "added") if detail.get(word)]
+        found += [(event["action"], f"-{detail['removed']}")] if detail.get("removed") else []
+    return found
+
+
 def test_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
     """A restart of the daemon changes nothing; once granted, the child has more; once trimmed, less at once."""
     daemon = host.daemon
@@ -47,12 +57,22 @@ def test_upgrade_keeps_the_granted_limits_until_more_is_granted(host):
     assert (done.returncode, "not accepted: limit=memory_mib:96" in done.stderr) == (0, True)
     assert limits_of(host) == (64, 128)
     assert daemon.plugin(ID)["withheld"] == ["limit=memory_mib:96"]
-    assert daemon.ctl("caps", "grant", ID, "limit=memory_mib:96").returncode == 0
+    granted = daemon.ctl("caps", "grant", ID, "limit=memory_mib:96")
+    assert "running has it from its next start" in granted.stderr
+    assert granted.stderr.splitlines()[-1] == f"hint: latticectl restart {ID}"
     assert daemon.ctl("restart", ID).returncode == 0
     assert limits_of(host) == (96, 128)
     assert "accepted" in daemon.ctl("info", ID).stdout
-    assert daemon.ctl("caps", "trim", ID, "limit=memory_mib:64").returncode == 0
-    assert limits_of(host) == (64, 128)
+    for said in ("limited to", "already limited to"):
+        trimmed = daemon.ctl("caps", "trim", ID, "limit=memory_mib:64")
+        assert trimmed.stdout.split() == [ID, *said.split(), "limit=memory_mib:64"]
+        assert limits_of(host) == (64, 128)
+    assert accepted_on_record(daemon) == [
+        ("plugin.status", "limit=open_files:128"),
+        ("plugin.grants", "limit=memory_mib:96"),
+        ("plugin.grants", "-limit=memory_mib:64"),
+        ("plugin.grants", "-limit=memory_mib:64"),
+    ]
     assert "expected at most limit=memory_mib:96" in daemon.ctl("caps", "grant", ID, "limit=memory_mib:97").stderr
 
 

@@ -119,6 +119,19 @@ def test_audit_query_filters_pages_and_counts_from_the_end(ctl, api):
     assert ctl("audit", "query", "--after", "7").err == "no such events\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("audit", "query", "--after", "3", "--last", "2"),
+        *((*verb, "--last", last) for verb in (("audit", "query"), ("logs", "acme.demo")) for last in ("0", "1001")),
+        *((verb, "list", "--last", last) for verb in ("task", "plan", "notify") for last in ("0", "501", "-1", "x")),
+    ],
+)
+def test_number_of_the_newest_that_one_answer_cannot_have_is_refused(ctl, words):
+    """It was cut, and nothing said so."""
+    assert ctl(*words).code == 2
+
+
 def test_audit_since_is_sent_as_a_time(ctl, api):
     ctl("audit", "query", "--since", "2025-01-31T09:00:00+01:00")
     assert api.asked[-1].endswith("since=2025-01-31T08%3A00%3A00.000000Z&limit=100")
@@ -208,10 +221,11 @@ def test_secret_is_sent_without_its_final_newline(ctl, api, monkeypatch):
     assert api.secrets == {"TOKEN": b"two\nlines"}
 
 
-def test_only_the_hash_of_a_password_is_sent(ctl, api, monkeypatch):
+@pytest.mark.parametrize("words", [("secret", "set", "--password"), ("service", "password")])
+def test_only_the_hash_of_a_password_is_sent(ctl, api, monkeypatch, words):
     """The password is read from a pipe: one line, in UTF-8."""
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("pässword\n".encode())))
-    assert ctl("secret", "set", "--password", "WEB").out == "WEB set\n"
+    assert ctl(*words, "WEB").out == "WEB set\n"
     stored = api.secrets["WEB"].decode("ascii")
     assert stored.startswith("$scrypt$")
     assert passwords.verify(stored, "pässword")

@@ -115,6 +115,27 @@ async def test_stream_ids_name_both_chains_when_host_calls_are_included(home):
     assert (await home.ask("GET", "/api/events", headers={"Last-Event-ID": "x"})).status == 400
 
 
+@pytest.mark.parametrize(("given", "missing"), [("500", []), ("500.500", []), ("1.500", ["2.2"])])
+async def test_stream_after_an_id_that_is_not_there_yet_begins_at_the_end(home, given, missing):
+    """The record may have lost what that id was of: a reader that waited for it would be told nothing."""
+    await fill(home, decisions=2, calls=2)
+    again = {"headers": {"Last-Event-ID": given}}
+    assert [at for at, _ in await streamed(home, f"after={given}&host_calls=1", "2.2")] == missing
+    assert [at for at, _ in await streamed(home, "host_calls=1", "2.2", **again)] == missing
+    assert [at for at, _ in await streamed(home, f"after={given}", "2")] == [one[0] for one in missing]
+
+
+@pytest.mark.parametrize("action", ["ledger.restored", "ledger.recovered", "ledger.rollback_accepted"])
+async def test_stream_after_an_id_of_the_record_before_begins_where_it_was_replaced(home, action):
+    await fill(home, decisions=2, calls=1)
+    for name in ("ledger.restored", action):
+        await home.app.api.ledger.record(Event(actor="daemon", action=name, target="ledger", decision="allow"))
+    await fill(home, decisions=1, calls=1)
+    found = await streamed(home, "after=500", "5")
+    assert [(at, event["action"]) for at, event in found] == [("4", action), ("5", found[1][1]["action"])]
+    assert [at for at, _ in await streamed(home, "after=500.1&host_calls=1", "5.2")] == ["4.1", "5.1", "5.2"]
+
+
 async def test_all_streams_together_read_one_page_per_turn(home, monkeypatch):
     """Eight streams over rows that none of them shows; other tasks run after each page."""
     await fill(home, older_calls=30_000, decisions=1)

@@ -12,6 +12,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+from aiohttp import ClientError
 
 from latticed.kit.peers import Peer
 from latticed.ledger import audit as rows
@@ -231,6 +232,26 @@ async def test_failure_to_read_ends_streams_and_the_next_ones_work(home, monkeyp
     async with ended([reader(home, calls=False, write=lambda chunk: write(2, chunk))]):
         await home.app.api.ledger.record(ACT)
         await in_process.until(lambda: [at for at, _ in told(sent[2])] == ["1", "2"], "both events")
+
+
+async def test_stream_that_fails_is_cut_without_a_second_answer_on_the_wire(home, monkeypatch, capsys):
+    """Its reader would take the second one's head for an event."""
+    real, broken = streams._page, []
+
+    def page(db, seen, *, calls):
+        if broken:
+            raise Problem("ledger_unavailable", "the ledger cannot be read")
+        return real(db, seen, calls=calls)
+
+    monkeypatch.setattr(streams, "_page", page)
+    async with home.session.get("http://latticed/api/events?after=0") as answer:
+        received = await answer.content.readuntil(b"id: 0\n\n")
+        broken.append(1)
+        await home.app.api.ledger.record(ACT)
+        with pytest.raises(ClientError):
+            received += await asyncio.wait_for(answer.content.read(), in_process.DEADLINE_S)
+    assert b"HTTP" not in received
+    assert capsys.readouterr().out.count("answer_broken_off") == 1
 
 
 async def test_streams_end_when_the_daemon_stops(home):

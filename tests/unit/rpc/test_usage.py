@@ -7,6 +7,7 @@ import pytest
 from latticed.host.call import HostError
 from latticed.kit.clock import SystemClock
 from latticed.ledger import contacts
+from latticed.rpc.access import Scope
 from tests.house import in_process
 
 ID = "acme.demo"
@@ -104,3 +105,14 @@ async def test_recorded_hosts_are_bounded_and_the_oldest_is_dropped(home, monkey
         "h3.example:443",
         "h2.example:443",
     ]
+
+
+async def test_what_a_denied_call_asked_for_is_shown_with_scope_operate_only(home, monkeypatch):
+    """Sizes and digests of parameters, which streams of events withhold from scope `read` too."""
+    with pytest.raises(HostError):
+        await home.driven.only(ID).call("node.facts")
+    (denied,) = (await home.ask("GET", f"/api/plugins/by-id/{ID}"))["denials"]
+    assert denied["detail"]
+    monkeypatch.setattr(type(home.app.api.access), "scopes", lambda *_: Scope.READ)
+    (shown,) = (await home.ask("GET", f"/api/plugins/by-id/{ID}"))["denials"]
+    assert shown == {**denied, "detail": {}}
