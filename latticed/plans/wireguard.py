@@ -10,16 +10,18 @@ import base64
 import contextlib
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from latticed.model.errors import Problem
+from latticed.plans import sshd
 from latticed.plans.effects import finding, parsed, ran, waiting
 from latticed.plans.kind import Live
 from latticed.system.findings import IntentRefused
-from latticed.system.nft_guard import parse
+from latticed.system.nft_guard import lockout, parse
 from latticed.system.nft_guard import sources as nft_sources
+from latticed.system.nft_guard.facts import LiveFacts
 from latticed.system.nft_guard.table import Table
 from latticed.system.wireguard import applied, decode, dump, reach, sources
 from latticed.system.wireguard import check as checker
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from latticed.plans.kind import Intent, ProgramEnd, Tools
     from latticed.plans.protocol import Finding
     from latticed.system.wireguard.dump import Device
+    from latticed.system.wireguard.facts import Facts
     from latticed.system.wireguard.render import Link, LinkPeer
     from latticed.system.wireguard.sources import HostLink
 
@@ -100,12 +103,14 @@ class WireguardKind:
 
     @property
     def programs(self) -> Mapping[str, str]:
+        """`sshd` need not be there."""
         return {
             "wg": "/usr/bin/wg",
             "wireguard-go": "/usr/bin/wireguard-go",
             "nft": "/usr/sbin/nft",
             "ip": "/usr/bin/ip",
             "ss": "/usr/bin/ss",
+            "sshd": "/usr/sbin/sshd",
         }
 
     # Pure
@@ -118,13 +123,15 @@ class WireguardKind:
             return {}
 
     def check(self, intent: Intent, live: Live | None, source: str) -> tuple[Finding, ...]:
-        """As `wireguard.check` has them."""
-        del source
+        """As `wireguard.check` has them; a lockout may be overridden."""
         try:
             read = decode.read(intent)
         except IntentRefused as refused:
             return tuple(finding(one) for one in refused.findings)
-        facts = None if live is None else sources.from_plain(live.facts)
+        try:
+            facts = None if live is None else sources.from_plain(live.facts, source=source, now_s=_now_s())
+        except ValueError as error:
+            raise Problem("bad_request", "source: expected the address of the operator's session, or none") from error
         return tuple(finding(one) for one in checker.check(read, facts))
 
     def render(self, intent: Intent, live: Live | None, secrets: Mapping[str, str]) -> bytes:
@@ -148,7 +155,7 @@ class WireguardKind:
         Facts: as `wireguard.sources.plain` has them, `networks` with peers and counters, `table`: `{understood}`.
         """
         found = _seen(tools)
-        facts = sources.plain(sources.facts(found.links, found.names(), found.ports))
+        facts = sources.plain(_with_operators(sources.facts(found.links, found.names(), found.ports), found, tools))
         networks = [
             {
                 "name": one.link.name,
@@ -245,6 +252,15 @@ class WireguardKind:
     def restore(self, snapshot: bytes, tools: Tools) -> None:
         """As `commit`: a snapshot is a rendering."""
         self.commit(snapshot, tools)
+
+
+def _with_operators(facts: Facts, found: _Seen, tools: Tools) -> Facts:
+    """With who is connected to sshd, where anybody could be through a tunnel."""
+    if not any(one.device.peers for one in found.tunnels):
+        return facts
+    ssh = sshd.seen(tools)
+    ports = lockout.sshd_ports(LiveFacts(listeners=ssh.listeners, sshd_ports=ssh.ports))
+    return replace(facts, sshd_ports=ports, sessions=ssh.sessions)
 
 
 def _added(wanted: applied.Wanted, found: _Seen, tools: Tools) -> bool:

@@ -49,9 +49,9 @@ class Sshd:
     port: int
 
     @contextmanager
-    def login(self, source: str) -> Iterator[None]:
-        """Root, logged in from an address of the namespace `a`."""
-        with _started(self._ssh(f"-b {source} root@{ADDRESS}", "echo in; cat")) as client:
+    def login(self, source: str, address: str = ADDRESS) -> Iterator[None]:
+        """Root, logged in from an address of the namespace `a`, at one of `r`."""
+        with _started(self._ssh(f"-b {source} root@{address}", "echo in; cat")) as client:
             assert client.stdout
             assert client.stdout.readline() == b"in\n"
             yield

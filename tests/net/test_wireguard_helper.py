@@ -15,12 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec import structs
 
 from latticed.plans import protocol
 from latticed.plans.wireguard import WireguardKind
 from latticed.system.wireguard import dump, reach
 from latticed.system.wireguard import intent as model
-from tests.house import apply_helpers, faults, firewalled, long, processes, tunnels, wireguards
+from tests.house import apply_helpers, faults, firewalled, long, processes, ssh_logins, tunnels, wireguards
 from tests.house.nft_places import NftPlace
 
 pytestmark = pytest.mark.root
@@ -258,6 +259,46 @@ def test_a_disabled_or_ended_member_is_gone_without_an_approval_and_comes_back_o
         until(lambda: pings(site, "a", "10.80.0.1"), "a ping again")
         assert site.narrowed(site.intent({**member, "expires_at": 5}, tunnels.member("ben", 3))).state == "applied"
         assert anna.public_key not in site.peers()
+
+
+def test_operator_who_is_logged_in_through_the_tunnel_is_cut_off_by_nothing_but_an_approval_that_says_so(site):
+    behind = firewalled.ROUTER["c"][0]
+    with site.helper.running(), ssh_logins.sshd(site.net) as server, device(site, "a", "10.80.0.2") as anna:
+        member, ben = {**tunnels.member("anna", 2), "public_key": anna.public_key}, tunnels.member("ben", 3)
+        site.applied(site.intent(member, ben))
+        disabled = site.intent({**member, "enabled": False}, ben)
+        with server.login("10.80.0.2", behind):
+            before = site.state()
+            soon = {**member, "expires_at": int(time.time()) + 2}
+            for less in ({"networks": []}, disabled, site.intent(soon, ben), site.intent(member, ben, may_reach=[])):
+                answer = site.narrowed(less)
+                told = [(one.code, "10.80.0.2" in one.expected) for one in answer.findings]
+                assert (answer.code, told) == ("intent_refused", [("lockout_source", True)])
+                assert "--override lockout_source" in answer.hint
+                assert site.state() == before
+            assert site.narrowed(site.intent(member)).state == "applied"
+            plan = site.helper.offer(disabled, kind="wireguard", secrets=site.secrets(disabled))
+            approve = protocol.Approve(plan=plan, review=site.helper.review(plan).review)
+            assert site.helper.ask(approve).code == "intent_refused"
+            approve = structs.replace(approve, overrides=("lockout_source",))
+            assert site.helper.ask(approve).state == "approved"
+            assert site.helper.ask(protocol.Apply(plan=plan)).state == "unconfirmed"
+            assert site.helper.ask(protocol.Confirm(plan=plan)).state == "applied"
+            assert anna.public_key not in site.peers()
+            # Who is out already keeps nothing else from being taken away.
+            assert site.narrowed({"networks": []}).state == "applied"
+
+
+def test_who_approved_through_the_tunnel_is_not_cut_off_without_an_approval(site):
+    with site.helper.running():
+        intent = site.intent(tunnels.member("anna", 2), tunnels.member("ben", 3))
+        plan = site.helper.offer(intent, kind="wireguard", secrets=site.secrets(intent))
+        approve = protocol.Approve(plan=plan, review=site.helper.review(plan).review, source="10.80.0.2")
+        for request in (approve, protocol.Apply(plan=plan), protocol.Confirm(plan=plan)):
+            moved = site.helper.ask(request)
+        assert moved.state == "applied"
+        assert site.narrowed(site.intent(tunnels.member("ben", 3))).findings[0].code == "lockout_source"
+        assert site.narrowed(site.intent(tunnels.member("anna", 2))).state == "applied"
 
 
 def test_boot_brings_back_what_was_confirmed_but_nobody_whose_time_is_over(site):

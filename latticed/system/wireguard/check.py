@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.system.findings import MAX_FINDINGS, Finding, twice
 from latticed.system.nft_guard.intent import Proto
-from latticed.system.wireguard import reach
+from latticed.system.wireguard import lockout, reach
 from latticed.system.wireguard.intent import Place
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def check(intent: Intent, facts: Facts | None = None) -> tuple[Finding, ...]:
         found += _size(intent)
     if facts is not None:
         found += _host(intent, facts)
+        found += lockout.find(intent, facts)
     return tuple(found[:MAX_FINDINGS])
 
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.system.nft_guard.facts import SshSession
 from latticed.system.wireguard.facts import Facts, HostInterface
 
 if TYPE_CHECKING:
@@ -86,24 +87,40 @@ def udp_ports(printed: bytes, ours: Collection[int]) -> tuple[int, ...]:
 
 
 def facts(found: Iterable[HostLink], ours: Collection[str], ports: tuple[int, ...]) -> Facts:
-    """What an intent is checked against."""
+    """What an intent is checked against, but for operators and peers."""
     own = [HostInterface(name=one.name, addresses=one.addresses, ours=one.name in ours) for one in found]
     return Facts(interfaces=tuple(own), udp_ports=ports)
 
 
 def plain(found: Facts) -> dict[str, Any]:
-    """The same as JSON values, for callers of the helper."""
+    """The same as JSON values, for callers of the helper; `behind_peers` are in the `networks` that it has besides."""
     return {
         "interfaces": [
             {"name": one.name, "addresses": [str(each) for each in one.addresses], "ours": one.ours}
             for one in found.interfaces
         ],
         "udp_ports": list(found.udp_ports),
+        "sshd_ports": list(found.sshd_ports),
+        "sessions": [
+            {"peer": str(one.peer), "local": None if one.local is None else str(one.local)} for one in found.sessions
+        ],
     }
 
 
-def from_plain(value: Any) -> Facts:
-    """The facts that `plain` made JSON of, whatever else is there."""
+def from_plain(value: Any, *, source: str = "", now_s: int = 0) -> Facts:
+    """The facts that `plain` made JSON of, with the peers of `networks`. `source`: address of the approver, or empty.
+
+    ValueError for what is no address.
+    """
+    sessions = [
+        SshSession(
+            peer=ipaddress.ip_address(one["peer"]),
+            local=None if one["local"] is None else ipaddress.ip_address(one["local"]),
+        )
+        for one in value["sessions"]
+    ]
+    sessions += [SshSession(peer=ipaddress.ip_address(source))] if source else []
+    peers = [peer for network in value["networks"] for peer in network["peers"]]
     return Facts(
         interfaces=tuple(
             HostInterface(
@@ -114,6 +131,10 @@ def from_plain(value: Any) -> Facts:
             for one in value["interfaces"]
         ),
         udp_ports=tuple(value["udp_ports"]),
+        behind_peers=tuple(ipaddress.ip_network(one) for peer in peers for one in peer["allowed"]),
+        sshd_ports=tuple(value["sshd_ports"]),
+        sessions=tuple(sessions),
+        now_s=now_s,
     )
 
 
