@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.registry import Registry
     from latticed.lifecycle.state import LifecycleState
     from latticed.lifecycle.turns import Turns
-    from latticed.lifecycle.upgrades import Upgrades
+    from latticed.lifecycle.upgrades import OpenGate, Upgrades
     from latticed.lifecycle.write_behind import WriteBehind
     from latticed.model.accepted import Usual
     from latticed.model.audit import Actor
@@ -178,9 +178,8 @@ class Decisions:
         Its stored pair is judged anew: Problem with the code of a verdict when it is revoked, damaged or gone. Others:
         not_found when no such version is kept, those of `advance.rolled_back` and, of an active plugin, as `change`.
         """
-        one = self.upgrades.open_gate(plugin_id)
-        if one is not None and wanted.to in {None, one.before.facts.version}:
-            # It runs, but may have been revoked a moment ago.
+        if (one := self._stands_by(plugin_id, wanted)) is not None:
+            # It runs, so dependencies are not looked at; but it may have been revoked a moment ago.
             if fault := await self.pairs.judge(one.before):
                 raise await self._refused(actor, plugin_id, fault, "rollback")
             await self.upgrades.give_up(one, actor)
@@ -221,13 +220,20 @@ class Decisions:
     async def foresee_rollback(self, plugin_id: str, wanted: WantedVersion) -> Record:
         """The record as `rollback` would leave it; Problem with what would refuse it, the stored pair's verdict too."""
         record = self._known(plugin_id, forgotten=False)
-        number, outcome = self._rolled_back(record, wanted)
+        one = self._stands_by(plugin_id, wanted)
+        number, outcome = (0, self.upgrades.returned(one)) if one is not None else self._rolled_back(record, wanted)
         if isinstance(outcome, Problem):
             raise outcome
         if fault := await self.pairs.judge(outcome):
             raise Problem.of(fault)
-        await self.need_config(outcome, record, number=number if wanted.snapshot else 0)
+        if one is None:
+            await self.need_config(outcome, record, number=number if wanted.snapshot else 0)
         return outcome
+
+    def _stands_by(self, plugin_id: str, wanted: WantedVersion) -> OpenGate | None:
+        """The open gate, if the version that is wanted is the one before it, which goes on without a new start."""
+        one = self.upgrades.open_gate(plugin_id)
+        return one if one is not None and wanted.to in {None, one.before.facts.version} else None
 
     def _rolled_back(self, record: Record, wanted: WantedVersion) -> tuple[int, Record | Problem]:
         """The number of the kept version that `rollback` takes, and what it would make of the record, by the rules."""
@@ -241,7 +247,7 @@ class Decisions:
         newer = [found for number, found in records.items() if number > target.number]
         now_us = self.clock.wall_us()
         outcome = advance.rolled_back(record, records[target.number], newer, wanted.consent, now_us, self.defaults)
-        return target.number, outcome
+        return target.number, self._met(outcome)
 
     def foresee(
         self, plugin_id: str, wanted: Status | Literal["upgrade"], consent: UpgradeConsent = NO_CONSENT
@@ -560,19 +566,22 @@ class Decisions:
         return record
 
     def _changed(self, record: Record, wanted: Status, consent: UpgradeConsent) -> Record | Problem:
-        """What `change` would make of the record, by the rules; dependencies are looked at for an activation."""
+        """What `change` would make of the record, by the rules."""
         seen, now_us = self.state.presence(record.id), self.clock.wall_us()
-        outcome = advance.transition(record, wanted, seen, consent, now_us, self.defaults)
-        if isinstance(outcome, Record) and wanted is Status.ACTIVE:
-            needed = presence.plugin_of(outcome, self.defaults).manifest.dependencies
-            return advance.unmet(needed, self.state.records) or outcome
-        return outcome
+        return self._met(advance.transition(record, wanted, seen, consent, now_us, self.defaults))
 
     def _upgraded(self, record: Record, claim: IdClaim | None, consent: UpgradeConsent) -> Record | Problem:
         """What `upgrade` would make of the record, by the rules."""
         outcome = advance.upgrade(record, claim, consent, self.clock.wall_us(), self.defaults)
         bad = self.state.bad.get(record.id, {})
-        return advance.bad_candidate(outcome, bad, consent) or outcome
+        return self._met(advance.bad_candidate(outcome, bad, consent) or outcome)
+
+    def _met(self, outcome: Record | Problem) -> Record | Problem:
+        """`outcome`; Problem dependency_unmet when it is active and what it needs is not."""
+        if isinstance(outcome, Problem) or outcome.status is not Status.ACTIVE:
+            return outcome
+        needed = presence.plugin_of(outcome, self.defaults).manifest.dependencies
+        return advance.unmet(needed, self.state.records) or outcome
 
     def _regranted(self, record: Record, wanted: Regrant) -> Record | Problem:
         """What `regrant` would make of the record, by the rules."""

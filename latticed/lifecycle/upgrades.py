@@ -431,25 +431,14 @@ class Upgrades:
         await self.supervisor.give_up(plugin_id, fault)
         await host_declared.put_back(self.services, plugin_id, one.note.declared, by=str(DAEMON))
         async with self.turns.turn(plugin_id):
-            now_us, record = self.clock.wall_us(), self.state.records[plugin_id]
-            back = advance.regained(one.before, (record,), self.defaults)
-            # From the record that goes: what the operator decided meanwhile, where the bundle is, the highest version.
-            after = replace(
-                back,
-                status=record.status,
-                source=record.source,
-                floor=record.floor,
-                activated_at=record.activated_at,
-                disabled_at=record.disabled_at,
-                updated_at=now_us,
-            )
+            after = self.returned(one)
             bad = BadVersion(
                 plugin_id=plugin_id,
                 identity=one.note.identity,
                 version=one.note.version,
                 code=fault.code,
                 reason=fault.reason,
-                marked_at=now_us,
+                marked_at=after.updated_at,
             )
 
             def change(tx: Transaction) -> None:
@@ -463,6 +452,24 @@ class Upgrades:
                 self.supervisor.renew(self.state.plugins[plugin_id])
             self.reload(plugin_id)
             self._end(one, "rolled_back", fault)
+
+    def returned(self, one: OpenGate) -> Record:
+        """The record as a return to the version before leaves it now.
+
+        Dependencies are not looked at: that version has been running all the time, and an active plugin is not stopped
+        because of what it needs.
+        """
+        record = self.state.records[one.plugin_id]
+        # From the record that goes: what the operator decided meanwhile, where the bundle is, the highest version.
+        return replace(
+            advance.regained(one.before, (record,), self.defaults),
+            status=record.status,
+            source=record.source,
+            floor=record.floor,
+            activated_at=record.activated_at,
+            disabled_at=record.disabled_at,
+            updated_at=self.clock.wall_us(),
+        )
 
     def _event(self, one: OpenGate, actor: Actor, result: str, fault: Fault | None) -> Event:
         """The event of a gate's end."""

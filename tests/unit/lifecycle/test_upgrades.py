@@ -332,6 +332,85 @@ async def test_hosts_of_a_pattern_that_were_taken_back_are_not_regained(toml):
         assert (await home.ask("GET", f"{URL}/grants"))["hosts"] == []
 
 
+BASE = "acme.base"
+
+
+async def needing(home, version, wanted):
+    """Have a version as the candidate that needs acme.base so; None: without dependencies."""
+    needs = [{"id": BASE, "version": wanted}] if wanted else []
+    await dropped(home, version, v2=True, dependencies=needs)
+
+
+async def based(home, version="1.0.0"):
+    """acme.base, active."""
+    home.drop("base", id=BASE, version=version, artifact=bundles.ARTIFACT + version.encode())
+    await home.armed(BASE)
+
+
+@pytest.mark.parametrize("found", ["nothing", "too old"])
+async def test_active_plugin_is_not_upgraded_to_what_it_lacks_something_for(home, found):
+    """The range was raised, or the dependency is new: as at an activation, and the old one goes on."""
+    if found == "too old":
+        await based(home)
+    home.drop(version="1.0.0", type="system", capabilities=CAPABILITIES, v2=True)
+    old = await home.armed(ID, accept=("monitor:admin",))
+    await needing(home, "1.1.0", "^2.0.0")
+    named = {"accept": [f"dependency={BASE}"]}
+    for more in ({"dry_run": True}, {}):
+        answer = await home.ask("POST", f"{URL}/upgrade", named | more)
+        assert (answer.status, answer.code) == (409, "dependency_unmet"), answer
+    assert ((await home.plugin(ID))["version"], home.driven.only(ID)) == ("1.0.0", old)
+    # One that does not run may be upgraded: it is judged when it is activated.
+    await home.decide(ID, "disabled")
+    assert (await home.ask("POST", f"{URL}/upgrade", named))["version"] == "1.1.0"
+    assert (await home.decide(ID, "active")).code == "dependency_unmet"
+
+
+async def test_going_back_needs_what_that_version_needs(tmp_path):
+    """Once it was left it has to start anew; a plugin that is not active may go back to it."""
+    async with in_process.opened(tmp_path, author=ACME, toml="[upgrade]\ngate_s = 0\n") as home:
+        await based(home)
+        home.drop(
+            version="1.0.0",
+            type="system",
+            capabilities=CAPABILITIES,
+            v2=True,
+            dependencies=[{"id": BASE, "version": "*"}],
+        )
+        await home.armed(ID, accept=("monitor:admin",))
+        await needing(home, "1.1.0", None)
+        assert (await home.ask("POST", f"{URL}/upgrade", {})).status == 200
+        await home.decide(BASE, "disabled")
+        for body in ({"dry_run": True}, {}):
+            answer = await home.ask("POST", f"{URL}/rollback", body)
+            assert (answer.status, answer.code) == (409, "dependency_unmet"), answer
+        assert (await home.plugin(ID))["version"] == "1.1.0"
+        await home.decide(BASE, "active")
+        assert (await home.ask("POST", f"{URL}/rollback", {}))["runtime"]["state"] == "armed"
+
+
+@pytest.mark.parametrize("by", ["operator", "gate"])
+async def test_version_that_stands_by_comes_back_though_what_it_needs_is_gone(home, by):
+    """It has been running all the time: an active plugin is not stopped because of what it needs."""
+    await based(home)
+    home.drop(
+        version="1.0.0", type="system", capabilities=CAPABILITIES, v2=True, dependencies=[{"id": BASE, "version": "*"}]
+    )
+    old = await home.armed(ID, accept=("monitor:admin",))
+    await needing(home, "1.1.0", None)
+    assert (await home.ask("POST", f"{URL}/upgrade", {})).status == 200
+    await home.decide(BASE, "disabled")
+    if by == "operator":
+        foreseen = await home.ask("POST", f"{URL}/rollback", {"dry_run": True})
+        assert (foreseen.status, foreseen["version"]) == (200, "1.0.0"), foreseen
+        assert (await home.ask("POST", f"{URL}/rollback", {})).status == 200
+    else:
+        home.driven.of(ID)[-1].crash()
+    view = await decided(home)
+    assert (view["upgrade"]["state"], view["version"], view["runtime"]["state"]) == ("rolled_back", "1.0.0", "armed")
+    assert home.driven.only(ID) is old
+
+
 async def test_disabling_ends_the_gate_and_stops_both(home):
     old, new, _ = await upgraded(home)
     answer = await home.decide(ID, "disabled")
