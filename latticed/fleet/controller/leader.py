@@ -49,6 +49,8 @@ _EVENTS_THINNED: Final = 160
 """From so many on the oldest go."""
 _TOGETHER_S: Final = 0.05
 """For what comes close behind to be decided together."""
+_OF_NODES: Final = ("epoch", "assignment")
+"""Why a node is not assigned what it should be; of each node in turn."""
 _FAILURES: Final = 3
 """Rounds that failed one after the other, after which everything in the engine is looked at anew."""
 _GONE_S: Final = 60
@@ -131,19 +133,22 @@ class Leader:
                     if not self.acts:
                         await self._take_over()
                     await self.tick()
+                    self._tell("engine")
+                    self._tell("store")
                 elif self._connection.up:
                     await self._make_streams()
                     if self._lease.other_lives:
                         self._core.rebuilt = ""
                     await self._follow()
+                    self.troubles.clear()  # what is left to do is the other's
                 self._failed = 0
             except (EngineUnavailable, KeyError) as error:  # KeyError: a stream that was deleted
-                self.troubles["engine"] = sanitise(str(error), 200)
+                self._tell("engine", str(error))
                 self._failed += 1
                 if self._failed >= _FAILURES:
                     self._taken_over = None  # its streams may be gone
             except Problem as problem:  # the disk does not take it: nothing was published
-                self.troubles["store"] = problem.reason
+                self._tell("store", problem.reason)
             except Conflict:
                 pass  # the next round reads what is there
             await self._pause()
@@ -162,7 +167,13 @@ class Leader:
             await self._compare()
         if self._is_due("thin", self._periods.thin_s):
             await self._thin_events()
-        self.troubles.clear()
+
+    def _tell(self, about: str, reason: str = "") -> None:
+        """Say that something could not be done; without a reason, that it could, or has not to be done any more."""
+        if reason:
+            self.troubles[about] = sanitise(reason, 200)
+        else:
+            self.troubles.pop(about, None)
 
     async def decide(self) -> None:
         """Have rollouts decide and assignments made, and both on disk."""
@@ -174,15 +185,25 @@ class Leader:
             changed, wanted = self._decided(now_s, may_sign=may_sign)
             looked_at = set(wanted) | (set(core.assignments) if everyone else core.touched & core.assignments.keys())
             due = {node: wanted.get(node) or core.assignments[node].intent for node in looked_at}
-            made = [] if may_sign else await asyncio.to_thread(self._made, due, now_s)
+            made = [] if may_sign else await asyncio.to_thread(self._made, due, now_s, everyone=everyone)
             if not (made or changed) or not self._lease.held:
                 return
             await core.keep(made, changed)
         for record in changed:
             log.info("rollout_changed", name=record.name, state=str(record.state), wave=record.wave)
 
-    def _made(self, due: Mapping[str, str], now_s: int) -> list[KeptAssignment]:
-        return [one for node, intent in due.items() if (one := self._another(node, intent, now_s)) is not None]
+    def _made(self, due: Mapping[str, str], now_s: int, *, everyone: bool) -> list[KeptAssignment]:
+        troubles: dict[str, str] = {}
+        made = [
+            one for node, intent in due.items() if (one := self._another(node, intent, now_s, troubles)) is not None
+        ]
+        for about in list(self.troubles):
+            kind, _, node = about.partition(" of ")
+            if kind in _OF_NODES and about not in troubles and (everyone or node in due):
+                self._tell(about)
+        for about, reason in troubles.items():
+            self._tell(about, reason)
+        return made
 
     def may_sign(self, now_s: int) -> str:
         """Why nodes would not take up what this controller signs; empty when they would."""
@@ -234,8 +255,8 @@ class Leader:
                 found[node] = report
         return found
 
-    def _another(self, name: str, intent: str, now_s: int) -> KeptAssignment | None:
-        """Another assignment for a node, if it needs one and would take it up."""
+    def _another(self, name: str, intent: str, now_s: int, troubles: dict[str, str]) -> KeptAssignment | None:
+        """Another assignment for a node, if it needs one and would take it up. Why there is none goes to `troubles`."""
         core = self._core
         node, kept, status = core.nodes.get(name), core.assignments.get(name), core.statuses.get(name)
         if node is None or node.key in core.shelf.revoked or core.shelf.counts(intent, now_s=now_s):
@@ -249,14 +270,14 @@ class Leader:
         turn = core.next_turn(name)
         if turn is None:
             last = core.floors[name]
-            self.troubles[f"epoch of {name}"] = f"it has epoch {last[0]}, generation {last[1]}: nothing of ours follows"
+            troubles[f"epoch of {name}"] = f"it has epoch {last[0]}, generation {last[1]}: nothing of ours follows"
             return None
         try:
             return assigning.made(
                 core.shelf, node, intent, generation=turn[1], sources=core.sources_for(intent), key=key, now_s=now_s
             )
         except Malformed as error:  # too many bundles with too many addresses
-            self.troubles[f"assignment of {name}"] = str(error)
+            troubles[f"assignment of {name}"] = str(error)
             return None
 
     # Taking over, and following.
@@ -369,12 +390,16 @@ class Leader:
             return
         due: list[RolloutRecord | JoinedRecord] = [*core.tokens.values(), *core.rollouts.values()]
         for record in due:
-            if self._shared_steps.get(records.name_of(record), 0) < record.step:
-                await self.share(record)
+            key = records.name_of(record)
+            if self._shared_steps.get(key, 0) < record.step:
+                try:
+                    await self.share(record)
+                except Malformed as error:  # the others know it as it was before
+                    self._tell(f"sharing {key}", str(error))
 
     async def share(self, record: RolloutRecord | JoinedRecord) -> None:
         """Have the other controllers find a record. EngineUnavailable; Conflict where another one has left its own
-        since, which is learnt.
+        since, which is learnt; Malformed for one that is too large.
         """
         core = self._core
         key, envelope = records.shared(
@@ -382,6 +407,7 @@ class Leader:
         )
         await self._share(key, envelope)
         self._shared_steps[key] = record.step
+        self._tell(f"sharing {key}")
 
     async def _share(self, key: str, data: bytes) -> None:
         if not self._lease.held:
@@ -422,17 +448,20 @@ class Leader:
     async def _put(self, node: str) -> bool:
         """Put one document; False when it is to be tried again."""
         data = self._wanted(node)
+        about = f"desired {node}"
         if data is None:
+            self._tell(about)
             return True
         revision, kept = self._engine_has.get(node, (0, b""))
         if hashlib.sha256(data).digest() == kept:
+            self._tell(about)
             return True
         if not self._lease.held:
             raise EngineUnavailable("the lease is not held any more")
         try:
             fresh = await self._engine.put_desired(node, data, revision)
         except ValueError as error:
-            self.troubles[f"desired {node}"] = str(error)
+            self._tell(about, str(error))
             return True
         except Conflict:
             found = await self._engine.desired(node)
@@ -443,6 +472,7 @@ class Leader:
                 await self._core.learn(node, found.data)
             return False
         self._engine_has[node] = (fresh, hashlib.sha256(data).digest())
+        self._tell(about)
         return True
 
     def _wanted(self, node: str) -> bytes | None:
@@ -453,15 +483,18 @@ class Leader:
         """Have the engine keep a bundle's chunks, unless it has all. EngineUnavailable, Conflict, OSError."""
         if await self._engine.chunks_kept(sha256) < size // CHUNK_BYTES + 1:
             await chunks.put(self._engine, self._bundles / f"{sha256}.tar")
+        self._tell(f"bundle {sha256}")
 
     async def forget(self, shared: Iterable[str], bundles: Iterable[str]) -> None:
         """Have the engine keep these records and bundles no longer. EngineUnavailable, Conflict."""
         for key in shared:
             revision, _ = self._shared.pop(key, (0, b""))
             self._shared_steps.pop(key, None)
+            self._tell(f"sharing {key}")
             if revision and self._lease.held:
                 await self._engine.put(key, b"", revision, ttl_s=_GONE_S)
         for sha256 in bundles:
+            self._tell(f"bundle {sha256}")
             if self._lease.held:
                 await self._engine.forget_bundle(sha256)
 
@@ -472,7 +505,7 @@ class Leader:
             try:
                 await self.put_bundle(bundle.sha256, bundle.size)
             except (OSError, Conflict) as error:
-                self.troubles[f"bundle {bundle.sha256}"] = sanitise(str(error), 200)
+                self._tell(f"bundle {bundle.sha256}", str(error))
 
     async def _thin_events(self) -> None:
         """Make room for nodes' next events, of those that are kept here."""

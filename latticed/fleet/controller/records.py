@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _MOST_BYTES: Final = 8 << 20
 """Of a record once it is unpacked: ten thousand nodes take some 400 KiB."""
 MOST_NODES: Final = 20_000
+_MOST_STEP: Final = 2**52
+"""Of what another controller left: as many can follow it, by whoever had its key."""
 _Number = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 ROLLOUT: Final = "rollout-"
 JOINED: Final = "joined-"
@@ -200,6 +202,8 @@ def found(data: bytes, shelf: DocumentShelf) -> RolloutRecord | JoinedRecord:
         raise Malformed(f"expected a record of a controller, found: {str(error)[:200]}") from error
     if (name_of(record), record.step) != (document.name, document.step):
         raise Malformed("expected the record that its name says, found another")
+    if record.step > _MOST_STEP:
+        raise Malformed(f"expected a step of at most {_MOST_STEP}, found {record.step}: none could follow it")
     if isinstance(record, RolloutRecord):
         _check_places(record)
     else:

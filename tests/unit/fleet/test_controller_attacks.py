@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import itertools
 import json
+import random
 import time
 
 import msgspec
@@ -12,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.fleet import documents, judging, subjects
-from latticed.fleet.controller import records
+from latticed.fleet.controller import records, views
 from latticed.fleet.controller.assigning import KeptBundle
 from latticed.fleet.controller.shelf import DocumentShelf, judged
 from latticed.fleet.documents import Malformed
@@ -46,8 +48,15 @@ def record(**fields):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"wave": 2}, {"wave": 2**53 - 1}, {"befores": {"b" * 64: (2,)}}, {"befores": {"b" * 64: (2**53 - 1,)}}],
-    ids=["wave", "wave of the largest", "place", "place of the largest"],
+    [
+        {"wave": 2},
+        {"wave": 2**53 - 1},
+        {"befores": {"b" * 64: (2,)}},
+        {"befores": {"b" * 64: (2**53 - 1,)}},
+        {"step": 2**52 + 1},
+        {"step": 2**53 - 1},
+    ],
+    ids=["wave", "wave of the largest", "place", "place of the largest", "step", "last step"],
 )
 def test_record_of_a_stolen_key_that_no_rollout_can_be_is_not_taken(operator, fields):
     stolen = Ed25519PrivateKey.generate()
@@ -58,6 +67,47 @@ def test_record_of_a_stolen_key_that_no_rollout_can_be_is_not_taken(operator, fi
     _, bad = records.shared(record(**fields), stolen, fleet=operator.fleet, controller="c2", now_s=1)
     with pytest.raises(Malformed):
         records.found(bad, shelf)
+
+
+def largest(key, fleet):
+    """A record that can just be shared: with a few bytes more it cannot be."""
+
+    def fits(size):
+        try:
+            records.shared(record(before=text[:size]), key, fleet=fleet, controller="c2", now_s=1)
+        except Malformed:
+            return False
+        return True
+
+    text = random.Random(1).randbytes(1 << 19).hex()
+    size = bisect.bisect_left(range(len(text)), True, key=lambda one: not fits(one)) - 1
+    return record(before=text[:size])
+
+
+@pytest.mark.parametrize("evil", ["the last step", "of the largest"])
+async def test_record_of_a_stolen_key_ends_no_controller_and_keeps_none_from_its_work(
+    servers, operator, tmp_path, evil
+):
+    """Also not after a restart. Which record cannot be handed on is said for as long as that is so."""
+    stolen = Ed25519PrivateKey.generate()
+    made = record(step=2**53 - 1) if evil == "the last step" else largest(stolen, operator.fleet)
+    key, envelope = records.shared(made, stolen, fleet=operator.fleet, controller="c2", now_s=1)
+    told = (("not_done", f"sharing {key}"),) if evil == "of the largest" else ()
+    for number in range(2):
+        async with house.running(servers, tmp_path, operator=operator) as controlled:
+            await controlled.give(operator.controller(fleets.public(stolen), "c2"))
+            await controlled.leads()
+            if not number:
+                await controlled.core.learn_record(envelope, key)
+            name = f"z{number}"
+            async with house.node(servers, controlled, name):
+                await until(lambda name=name: name in controlled.core.present)
+                selector = documents.Selector(labels={"role": "web"}, nodes=(name,))
+                intent = await controlled.give(operator.intent(selector=selector))
+                await controlled.reaches(await controlled.roll(intent), "done")
+            assert [task for task in controlled.running._tasks if task.done()] == []
+            shown = views.alarms(controlled.core, controlled.running.facts())
+            assert tuple((one.code, one.reason.partition(":")[0]) for one in shown if one.code == "not_done") == told
 
 
 async def test_streams_that_are_deleted_are_made_again_by_the_controller_that_leads(servers, operator, tmp_path):
