@@ -176,10 +176,11 @@ class Lifecycle:
         On return what the new policy refuses is stopped (waited for at most `effects.SETTLE_S`); hashing goes on in the
         background.
         """
+        # First, whether there is a version to go back to: a gate must know when the one on trial is stopped.
+        await self.upgrades.policy_changed()
         # Only starts the scan. Stopping comes next, recording last: a full disk must not delay a stop.
         self.deps.catalog.rescan()
         await self.pairs.policy_changed()
-        await self.upgrades.policy_changed()
         await self.deps.revocations.remember()
         self.write_behind.tidy()
 

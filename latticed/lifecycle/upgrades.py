@@ -27,7 +27,7 @@ from latticed.model.errors import Problem
 from latticed.model.fault import Fault
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import RuntimeState
-from latticed.model.verdict import Refused
+from latticed.model.verdict import Code, Refused
 from latticed.supervisor.decide import Phase
 
 if TYPE_CHECKING:
@@ -291,10 +291,17 @@ class Upgrades:
     # The policy.
 
     async def policy_changed(self) -> None:
-        """Stop what stands by and may not run any more."""
-        for one in list(self._open.values()):
-            facts = one.before.facts
-            verdict = await self.judge(facts.identity, facts.artifact_sha256)
+        """Stop what stands by and may not run any more; no stop is waited for."""
+        await self._judge_before(list(self._open.values()))
+
+    async def _judge_before(self, gates: list[OpenGate]) -> None:
+        """Find out whether the versions before may run under the policy in force; those that may not are stopped."""
+        facts = [one.before.facts for one in gates]
+        verdicts = await self.judge.many([(one.identity, one.artifact_sha256) for one in facts])
+        for one, verdict in zip(gates, verdicts, strict=True):
+            # An I/O error may pass, and says nothing.
+            if isinstance(verdict, Refused) and verdict.code is Code.UNREADABLE:
+                continue
             one.refused = isinstance(verdict, Refused)
             if isinstance(verdict, Refused):
                 self.supervisor.refuse_behind(one.plugin_id, Fault(verdict.code.value, verdict.reason, verdict.hint))
@@ -351,6 +358,11 @@ class Upgrades:
                     await asyncio.sleep(POLL_S)
                 case GateStep.CHECK:
                     await self.supervisor.ask_health(one.plugin_id)
+                case GateStep.RETURN:
+                    # The policy may have changed a moment ago: then it is decided again.
+                    await self._judge_before([one])
+                    if not one.refused:
+                        await self._decided(one, decided)
                 case _:
                     await self._decided(one, decided)
 
