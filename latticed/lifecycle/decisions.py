@@ -574,7 +574,9 @@ class Decisions:
         """What `upgrade` would make of the record, by the rules."""
         outcome = advance.upgrade(record, claim, consent, self.clock.wall_us(), self.defaults)
         bad = self.state.bad.get(record.id, {})
-        return self._met(advance.bad_candidate(outcome, bad, consent) or outcome)
+        found = advance.bad_candidate(outcome, bad, consent) or outcome
+        # A built-in plugin follows latticed, whatever it needs: consent is all that it may have waited for.
+        return found if record.builtin else self._met(found)
 
     def _met(self, outcome: Record | Problem) -> Record | Problem:
         """`outcome`; Problem dependency_unmet when it is active and what it needs is not."""
