@@ -24,6 +24,7 @@ from latticed.model.hostcall import FIX, Denial, Denied
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
 
+    from latticed.broker.decide import Allow
     from latticed.host.call import Params, Served
     from latticed.kit.clock import Clock
 
@@ -159,10 +160,7 @@ class Gate:
         try:
             payload = _encode(params)
         except HostError as error:
-            self._count.calls += 1
-            denied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._deny(method, b"", error, _into(denied))
-            return await denied
+            return await self.refuse_raw(method, b"", error)
         return await self.call_raw(method, payload)
 
     async def call_raw(self, method: str, payload: bytes) -> Any:
@@ -182,6 +180,39 @@ class Gate:
         unknown field is refused before its value is decoded. Size and hash on record are of these bytes. The audit
         event is on record before the call is carried out, and before a denial is answered.
         """
+        if (allowed := self._allowed(method, payload, answer)) is None:
+            return None
+        try:
+            served, params = self._typed(method, payload)
+        except HostError as error:
+            self._deny(method, payload, error, answer)
+            return None
+        call = _Allowed(method, payload, served, params, allowed.capability)
+        # On record before it is made (architecture, decision 8): a kill between the two leaves no unrecorded effect.
+        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
+        event = AllowedCall(self._actor, method, len(payload), hashlib.sha256(payload).hexdigest())
+        if not served.waits:
+            self._broker.record(event, functools.partial(self._carry_out, call, answer))
+            return None
+        recorded: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._broker.record(event, _into(recorded))
+        return self._dispatch(call, recorded)
+
+    def refuse(self, method: str, line: bytes, error: HostError, answer: Answer) -> None:
+        """Refuse one host call, whose parameters cannot be told from the plugin's `line`: with `error`, unless it would
+        not have been allowed anyway. Counts and is recorded like any, with size and hash of the line.
+        """
+        if self._allowed(method, line, answer) is not None:
+            self._deny(method, line, error, answer)
+
+    async def refuse_raw(self, method: str, line: bytes, error: HostError) -> Any:
+        """As `refuse`, for callers that wait; raises HostError."""
+        found: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.refuse(method, line, error, _into(found))
+        return await found
+
+    def _allowed(self, method: str, payload: bytes, answer: Answer) -> Allow | None:
+        """Count and decide one host call; None: it is denied, which `answer` is or will be told."""
         if not self._open:
             answer(None, _stopped())
             return None
@@ -196,21 +227,7 @@ class Gate:
                 answer = _paused(answer)
             self._deny(method, payload, HostError(decision.code, decision.reason), answer)
             return None
-        try:
-            served, params = self._typed(method, payload)
-        except HostError as error:
-            self._deny(method, payload, error, answer)
-            return None
-        call = _Allowed(method, payload, served, params, decision.capability)
-        # On record before it is made (architecture, decision 8): a kill between the two leaves no unrecorded effect.
-        # Size and hash, never the parameters: they may hold secrets, and the chain is kept.
-        event = AllowedCall(self._actor, method, len(payload), hashlib.sha256(payload).hexdigest())
-        if not served.waits:
-            self._broker.record(event, functools.partial(self._carry_out, call, answer))
-            return None
-        recorded: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._broker.record(event, _into(recorded))
-        return self._dispatch(call, recorded)
+        return decision
 
     def _within_rate(self, method: str) -> bool:
         """Take a token from each bucket that applies to this call, under the present limits; False if one was empty."""

@@ -51,6 +51,7 @@ HOST_REFUSED: Final = -32000
 """The error code of every refused call: the first of those that JSON-RPC 2.0 leaves to servers."""
 _GONE: Final = "the plugin has ended"
 
+_OF_A_CALL: Final = frozenset({"jsonrpc", "id", "method", "params"})
 _NO_PARAMS: Final = msgspec.Raw(b"null")  # what a message without `params` has
 
 
@@ -80,6 +81,7 @@ class JsonRpcSession:
 
     `write` takes bytes for the plugin. `serve(method, params, answer)` carries out one of its host calls, whose params
     are a JSON object: it has `answer(result, error)` called, or returns what is awaited for the result (`Gate.begin`).
+    `refuse(method, line, error, answer)` refuses one whose line cannot be passed on (`Gate.refuse`).
     Calls are started in the order in which they came, and answers of one turn of the event loop are written together.
     `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; what arrives meanwhile is kept.
     `drain` waits until the plugin has read enough of what was written, `may_write` says whether it has. Until then a
@@ -95,6 +97,7 @@ class JsonRpcSession:
         *,
         write: Callable[[bytes], None],
         serve: Callable[[str, bytes, Answer], Coroutine[Any, Any, Any] | None],
+        refuse: Callable[[str, bytes, HostError, Answer], None],
         flow: Callable[[bool], None],
         broken: Callable[[str, str], None],
         may_write: Callable[[], bool] = lambda: True,
@@ -102,6 +105,7 @@ class JsonRpcSession:
     ) -> None:
         self._write = write
         self._serve = serve
+        self._refuse = refuse
         self._flow = flow
         self._broken = broken
         self._may_write = may_write
@@ -242,23 +246,24 @@ class JsonRpcSession:
 
     def _take_unreadable(self, partial: PartialMessage | None, line: bytes, why: str) -> None:
         """Handle a line that cannot be decoded; `partial` if only one of its values is at fault."""
-        if partial is None or not self._take_partial(partial):
+        if partial is None or not self._take_partial(partial, line):
             found = unrepresentable.noise(line)
             self._break("protocol_error", f"expected one JSON-RPC 2.0 message a line, found {found} ({why})")
 
-    def _take_partial(self, partial: PartialMessage) -> bool:
+    def _take_partial(self, partial: PartialMessage, line: bytes) -> bool:
         """Refuse the call, or fail the answer, that holds the unrepresentable value; False when it is neither."""
         number, method = partial.members.get("id"), partial.members.get("method")
         if partial.members.get("jsonrpc") != "2.0":
             return False
         # A call: refused like one with bad parameters, which needs its id.
         if method is not None:
-            if not isinstance(method, str) or not _is_id(number):
+            is_method = isinstance(method, str) and len(method) <= METHOD_CHARACTERS
+            if not is_method or not _is_id(number) or not partial.members.keys() <= _OF_A_CALL:
                 return False
             refused = HostError(
                 Denial.BAD_PARAMS, f"params: expected values that can be carried, found {partial.found}"
             )
-            self._begin(number, method, lambda answer: answer(None, refused), 0)  # 0: nothing of the line is kept
+            self._begin(number, method, lambda answer: self._refuse(method, line, refused, answer), len(line))
             return True
         # An answer, which needs a request. Not isinstance: true is an int to Python.
         if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():

@@ -179,6 +179,7 @@ class _Call(asyncio.Protocol):
         self.conversation = stdio_json.Invocation(
             answer=self._answer,
             serve=spec.gate.call_raw,
+            refuse=spec.gate.refuse_raw,
             max_line_bytes=spec.invoking.line_bytes,
             max_host_calls=spec.invoking.host_calls,
             flow=self._flow,

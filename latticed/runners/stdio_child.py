@@ -86,6 +86,7 @@ class StdioChild:
         self.session = JsonRpcSession(
             write=self._write,
             serve=self._serve,
+            refuse=spec.gate.refuse,
             flow=self._flow,
             broken=self._kill,
             may_write=lambda: self._stdin().may_write,

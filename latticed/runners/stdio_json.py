@@ -66,9 +66,9 @@ class Invocation:
     """One invocation, over functions that the caller provides: from its request to `close`.
 
     `answer` takes lines for the descriptor of answers, `serve(method, params)` carries out host calls, whose params are
-    a JSON object; at most `max_host_calls` of them. `flow(False)` pauses the reading of the plugin's stdout,
-    `flow(True)` resumes it; `drain` waits until the plugin has read enough of its answers. `answer` and `drain` may
-    raise OSError once nobody reads.
+    a JSON object; at most `max_host_calls` of them. `refuse(method, line, error)` refuses one whose line cannot be
+    passed on. `flow(False)` pauses the reading of the plugin's stdout, `flow(True)` resumes it; `drain` waits until the
+    plugin has read enough of its answers. `answer` and `drain` may raise OSError once nobody reads.
 
     `outcome` is a future of the reply as `{ok, message, result, error}`, or of the Problem that the plugin made:
     `output_too_large`, `too_many_host_calls`, `protocol_error`, the code of its exit, or `plugin_error` for a reply
@@ -80,6 +80,7 @@ class Invocation:
         *,
         answer: Callable[[bytes], None],
         serve: Callable[[str, bytes], Awaitable[Any]],
+        refuse: Callable[[str, bytes, HostError], Awaitable[Any]],
         max_line_bytes: int,
         max_host_calls: int,
         flow: Callable[[bool], None] = lambda _: None,
@@ -88,6 +89,7 @@ class Invocation:
         self.outcome: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._answer = answer
         self._serve = serve
+        self._refuse = refuse
         self._drain = drain
         self._lines = LineSplitter(max_bytes=max_line_bytes)
         self._left_calls = max_host_calls
@@ -196,9 +198,8 @@ class Invocation:
             except (msgspec.DecodeError, TypeError):
                 self._fail(Unrepresentable(partial.found))
             else:
-                self._call(
-                    call, len(line), HostError(Denial.BAD_PARAMS, f"params: expected values, found {partial.found}")
-                )
+                refused = HostError(Denial.BAD_PARAMS, f"params: expected values, found {partial.found}")
+                self._begin(call, len(line), lambda: self._refuse(call.method, line, refused))
 
     def _reply(self, message: dict[str, Any], line: bytes) -> None:
         """Set the outcome to the reply in `message`, or fail with its Problem, which quotes `line`.
@@ -213,10 +214,17 @@ class Invocation:
         else:
             self.outcome.set_result(reply)
 
-    def _call(self, call: HostCall, size: int, refused: HostError | None = None) -> None:
-        """Begin a host call; with `refused` it is not carried out but answered with that error. `size`: bytes it takes
-        meanwhile.
-        """
+    def _call(self, call: HostCall, size: int) -> None:
+        """Begin a host call; `size`: bytes it takes meanwhile."""
+        params = b"{}" if call.params == _NO_PARAMS else bytes(call.params)
+        call = msgspec.structs.replace(call, params=_NO_PARAMS)  # these refer to the whole line, and would keep it
+        if not params.startswith(b"{"):
+            self.fail("protocol_error", "expected params that are an object, found something else")
+            return
+        self._begin(call, size, lambda: self._serve(call.method, params))
+
+    def _begin(self, call: HostCall, size: int, serve: Callable[[], Awaitable[Any]]) -> None:
+        """Have `serve` carry out a host call and answer it, unless there were too many; `size` as above."""
         self._left_calls -= 1
         if self._left_calls < 0:
             self.fail("too_many_host_calls", f"expected at most {self._max_host_calls} host calls, found more")
@@ -224,13 +232,8 @@ class Invocation:
         if len(call.method) > METHOD_CHARACTERS or len(str(call.id)) > ID_CHARACTERS:
             self.fail("protocol_error", "expected a host call with a short id and method, found a long one")
             return
-        params = b"{}" if call.params == _NO_PARAMS else bytes(call.params)
-        call = msgspec.structs.replace(call, params=_NO_PARAMS)  # these refer to the whole line, and would keep it
-        if not params.startswith(b"{"):
-            self.fail("protocol_error", "expected params that are an object, found something else")
-            return
         before = next(reversed(self._serving), None)  # the newest under way, after which this one is answered
-        work = self._answer_call(call, params, refused, before)
+        work = self._answer_call(call, serve, before)
         task = fenced(work, lambda error: _tell(call, error), name="host call")
         self._serving[task] = size
         task.add_done_callback(self._served)
@@ -246,32 +249,18 @@ class Invocation:
             self._take_all(self._lines.ready())
 
     async def _answer_call(
-        self, call: HostCall, params: bytes, refused: HostError | None, before: asyncio.Task[None] | None
+        self, call: HostCall, serve: Callable[[], Awaitable[Any]], before: asyncio.Task[None] | None
     ) -> None:
         """Carry out one call, wait for the answer of the one `before` it, and write the answer."""
         # The semaphore is fair, so a call that waits here for an earlier one never keeps that one out.
         async with self._room:
-            line = await self._answered(call, params, refused)
+            line = await _answered(call, serve)
             # Calls run at the same time, but are answered in the order in which they came.
             if before is not None:
                 await asyncio.wait({before})
             with contextlib.suppress(OSError):  # it no longer reads answers, but may still write its reply
                 self._answer(line)
                 await self._drain()
-
-    async def _answered(self, call: HostCall, params: bytes, refused: HostError | None) -> bytes:
-        """The answer to one call; for an exception of the host's own, an error that says so."""
-        try:
-            if refused is not None:
-                raise refused
-            result = await self._serve(call.method, params)
-            return lines.encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}}) + b"\n"
-        except HostError as error:
-            return _refusal(call, error)
-        except (Exception, asyncio.CancelledError) as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():  # this task, not what it awaits
-                raise
-            return _refusal(call, internal_errors.report(call.method, error))
 
     def fail(self, code: str, detail: str) -> None:
         """Set this Problem as the outcome, unless there is one already."""
@@ -281,6 +270,19 @@ class Invocation:
         """As `fail`: the first outcome counts."""
         if not self.outcome.done():
             self.outcome.set_exception(problem)
+
+
+async def _answered(call: HostCall, serve: Callable[[], Awaitable[Any]]) -> bytes:
+    """The answer to one call; for an exception of the host's own, an error that says so."""
+    try:
+        result = await serve()
+        return lines.encode({"host_response": {"id": call.id, "ok": True, "result": result, "error": None}}) + b"\n"
+    except HostError as error:
+        return _refusal(call, error)
+    except (Exception, asyncio.CancelledError) as error:
+        if (task := asyncio.current_task()) is not None and task.cancelling():  # this task, not what it awaits
+            raise
+        return _refusal(call, internal_errors.report(call.method, error))
 
 
 def _tell(call: HostCall, error: BaseException) -> None:

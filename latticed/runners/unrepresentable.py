@@ -27,6 +27,12 @@ _FIRST: Final = re.compile(rb"\s*\{\s*" + _MEMBER + rb"\s*,")
 _NEXT: Final = re.compile(rb"\s*" + _MEMBER + rb"\s*,")
 _LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")
 _TAIL_BYTES: Final = 512  # the end of a line in which members are looked for
+# The escape of a high surrogate without a low one behind it, or the reverse; in JSON without escaped backslashes.
+_LONE: Final = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F])"
+)
+_CALLS: Final = frozenset({"method", "host_call"})  # a line with one of them is a call, in either protocol
+_NO_NUMBER: Final = "a number that is infinite, or none"
 
 
 class Unrepresentable(Problem):
@@ -50,10 +56,17 @@ def read(line: bytes) -> PartialMessage | None:
     """`line` if it is a JSON object with such a value; None when it is no object in UTF-8, or has no such value.
 
     `{"id": 7, "result": NaN}` gives the members `id` and `result`, and what was found. Where Python cannot decode the
-    line, `members` are only those that `_edges` finds.
+    line, `members` are only those that `_edges` finds. Fractions in it are None, unless the line is an answer.
+
+    A plugin may send such calls without end: for them a fraction, which takes longest, is not read, and nothing is
+    encoded again. An answer was asked for.
     """
+    constants: list[str] = []
     try:
-        value = json.loads(line.decode("utf-8"))
+        plain = line.decode("utf-8")
+        value = json.loads(plain, parse_constant=constants.append, parse_float=lambda _: None)
+        if not constants and not (isinstance(value, dict) and value.keys() & _CALLS):
+            value = json.loads(plain)
     except (UnicodeDecodeError, json.JSONDecodeError):
         return None
     except RecursionError:
@@ -62,9 +75,14 @@ def read(line: bytes) -> PartialMessage | None:
         return PartialMessage(members=_edges(line), found="an integer of too many digits")
     if not isinstance(value, dict):
         return None
-    if lines.too_deep(line, value):
-        return PartialMessage(members=value, found=_too_deep())
-    found = _unfit(value)
+    if constants:
+        found = _NO_NUMBER
+    elif _LONE.search(line.replace(rb"\\", b"--")):
+        found = "a lone surrogate"
+    elif lines.too_deep(line, value):
+        found = _too_deep()
+    else:
+        found = "" if value.keys() & _CALLS or _is_finite(value) else _NO_NUMBER
     return PartialMessage(members=value, found=found) if found else None
 
 
@@ -80,15 +98,13 @@ def noise(line: bytes) -> str:
     return f'"{shown}{"…" if len(start) > NOISE_CHARACTERS else ""}"'
 
 
-def _unfit(value: Any) -> str:
-    """Why `value` cannot be encoded as JSON in UTF-8; "" when it can."""
+def _is_finite(value: Any) -> bool:
+    """Whether all numbers in `value` are finite."""
     try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return "a lone surrogate"
+        json.dumps(value, allow_nan=False)
     except ValueError:
-        return "a number that is infinite, or none"
-    return ""
+        return False
+    return True
 
 
 def _too_deep() -> str:

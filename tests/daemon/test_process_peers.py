@@ -190,6 +190,11 @@ FLOODS = {
     "bad parameters": 'say(id=number, method="kv.get", params={"k": [[]] * 1000})',
     "calls whose values cannot be carried": """with speaking:
             os.write(1, b'{"jsonrpc":"2.0","id":1,"method":"kv.get","params":{"key":1e400}}\\n' * 1_000)""",
+    "calls that cannot be read": """with speaking:
+            os.write(1, b'{"jsonrpc":"2.0","id":1,"method":"http.do","params":{"url":NaN}}\\n' * 1_000)""",
+    "long calls that cannot be read": """with speaking:
+            os.write(1, b'{"jsonrpc":"2.0","id":1,"method":"http.do","params":{"url":[')
+            os.write(1, b'1.2345678912345678e-300,' * 40_000 + b'NaN]}}\\n')""",
     "many values": 'say(id=number, method="log.write", params={"message": "", "fields": {"a": [[]] * 49_000}})',
     "too many values": 'say(id=number, method="log.write", params={"message": "", "fields": {"a": [[]] * 250_000}})',
     "control characters": """with speaking:
@@ -227,6 +232,28 @@ while True:
         assert host.result(other, "keep", str(number)) == str(number)
     assert host.runtime(name)["state"] == "armed"
     assert host.daemon.memory_kib(peak=True) - before < 64 << 10
+
+
+def test_every_call_that_cannot_be_read_is_on_record(host, name):
+    """Without any capability: counted for the plugin, and coalesced in the chain as other denials are."""
+    body = """
+while True:
+    message = hear()
+    if message["method"] == "invoke":
+        for _ in range(500):
+            os.write(1, b'{"jsonrpc":"2.0","id":1,"method":"node.facts","params":{"key":NaN}}\\n')
+            assert hear()["error"]["data"]["code"] == "capability_denied"
+    answer(message)
+"""
+    host.up(name, peers.peer(body))
+    assert host.invoke(name, "ask").status == 200
+
+    def counted():
+        events = host.daemon.events(action="host.call", actor=f"plugin:{name}", decision="deny")
+        return sum(event["detail"].get("count", 1) for event in events)
+
+    host.daemon.until(lambda: counted() == 500, "all refusals to be on record")
+    assert len(host.daemon.events(action="host.call", actor=f"plugin:{name}")) < 100
 
 
 CALLS, READERS = 2_000, 16

@@ -68,6 +68,10 @@ async def _served(method: str, params: dict[str, Any] | bytes, _answer: object =
     return len(params)
 
 
+async def _refused(_method: str, _line: bytes, error: HostError) -> None:
+    raise error
+
+
 LOOP = asyncio.new_event_loop()
 QUIET = logging.getLogger("fuzzed")
 QUIET.addHandler(logging.NullHandler())
@@ -81,7 +85,11 @@ def _session(data: bytes) -> None:
         written: list[bytes] = []
         codes: list[str] = []
         session = jsonrpc.JsonRpcSession(
-            write=written.append, serve=_served, flow=lambda _: None, broken=lambda code, _: codes.append(code)
+            write=written.append,
+            serve=_served,
+            refuse=lambda _method, _line, error, answer: answer(None, error),
+            flow=lambda _: None,
+            broken=lambda code, _: codes.append(code),
         )
         asked = asyncio.ensure_future(session.ask("health", {}))
         await asyncio.sleep(0)
@@ -103,7 +111,9 @@ def _invocation(data: bytes) -> None:
 
     async def talk() -> None:
         written: list[bytes] = []
-        found = stdio_json.Invocation(answer=written.append, serve=_served, max_line_bytes=1 << 20, max_host_calls=64)
+        found = stdio_json.Invocation(
+            answer=written.append, serve=_served, refuse=_refused, max_line_bytes=1 << 20, max_host_calls=64
+        )
         found.feed(data)
         await asyncio.sleep(0)
         found.ended("ended", "it ended")

@@ -60,6 +60,7 @@ async def main(state: Path) -> None:
         session = JsonRpcSession(
             write=answers.write,
             serve=gate.begin,
+            refuse=gate.refuse,
             flow=plugin.flow,
             broken=lambda *why: sys.exit(f"broken: {why}"),
             may_write=lambda: answers.may_write,

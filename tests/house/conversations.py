@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from latticed.host.call import HostError
 from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.stdio_json import Invocation
 from tests.house import processes
@@ -30,6 +31,8 @@ class _Plugin:
         self.writes: list[int] = []
         """How many lines each write has had."""
         self.calls: list[tuple[str, Any]] = []
+        self.refused: list[tuple[str, bytes]] = []
+        """Methods and lines of calls that were refused for their values."""
         self.serve: Callable[..., Any] = self._echo
         self.room = asyncio.Event()
         self.room.set()
@@ -46,6 +49,10 @@ class _Plugin:
         found = json.loads(params) if isinstance(params, bytes) else params
         self.calls.append((method, found))
         return await self.serve(method, found)
+
+    async def _refused(self, method: str, line: bytes, error: HostError) -> Any:
+        self.refused.append((method, line))
+        raise error
 
     def _write(self, data: bytes) -> None:
         self._maybe_fail("write")
@@ -74,11 +81,16 @@ class Talk(_Plugin):
         self.session = JsonRpcSession(
             write=self._write,
             serve=self._served,
+            refuse=self._refused_at_once,
             flow=self.flows.append,
             broken=lambda code, reason: self.broken.append((code, reason)),
             may_write=lambda: self.room.is_set() and self.fail != "drain",
             drain=self._drain,
         )
+
+    def _refused_at_once(self, method: str, line: bytes, error: HostError, answer: Callable[..., None]) -> None:
+        self.refused.append((method, line))
+        answer(None, error)
 
     def hear(self, *messages: dict[str, Any]) -> None:
         """What the plugin sends, in one piece."""
@@ -98,6 +110,7 @@ class Call(_Plugin):
         self.invocation = Invocation(
             answer=self._write,
             serve=self._served,
+            refuse=self._refused,
             max_line_bytes=max_line_bytes,
             max_host_calls=max_host_calls,
             flow=self.flows.append,

@@ -40,6 +40,8 @@ while action == "ask":
 class SlowGate:
     """A Gate that never answers, and counts the calls under way."""
 
+    refuse_raw = None
+
     def __init__(self) -> None:
         self.going_on = 0
 
@@ -96,6 +98,8 @@ print(json.dumps({"ok": True, "result": result}))
 
 class LateGate:
     """A Gate that finishes calls in reverse order."""
+
+    refuse_raw = None
 
     def __init__(self) -> None:
         self.calls = 0

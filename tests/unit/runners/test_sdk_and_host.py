@@ -122,6 +122,7 @@ async def spoken(command):
         session = JsonRpcSession(
             write=pipes.stdin.write,
             serve=serve,
+            refuse=None,
             flow=lambda on: pipes.stdout.resume_reading() if on else pipes.stdout.pause_reading(),
             broken=lambda *why: broken.append(why),
             drain=pipes.stdin.drain,
@@ -174,6 +175,7 @@ async def test_stdio_json_v1_invocation_returns_the_plugins_result(tmp_path, act
         call = Invocation(
             answer=pipes.answers.write,
             serve=serve,
+            refuse=None,
             max_line_bytes=1 << 20,
             max_host_calls=64,
             drain=pipes.answers.drain,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 from latticed.model.runtime import Health
 from latticed.runners.child_spawner import Invoking
@@ -12,7 +13,7 @@ from latticed.runners.stdio_child import StdioChild, StdioChildSpec
 async def test_health_check_during_invocation_gives_no_result(monkeypatch):
     """Repeating the last one would count a bad answer again at each check, until the plugin is restarted."""
     bounds = Invoking(timeout_s=5, line_bytes=1 << 20, stderr_bytes=1 << 10, host_calls=1, at_once=2)
-    spec = StdioChildSpec(plugin=None, gate=None, invoking=bounds, stderr=None, sandbox="")
+    spec = StdioChildSpec(plugin=None, gate=SimpleNamespace(refuse=None), invoking=bounds, stderr=None, sandbox="")
     child = StdioChild(spec, lambda *_: None)
     answered = asyncio.Event()
 
