@@ -129,7 +129,8 @@ class Decisions:
         if wanted is Status.ACTIVE:
             await self._prepared(actor, after, wanted, self._admit(actor, after, record))
         event = self._status_event(actor, record, after, consent)
-        await self.turns.write(after, event, self._noted(after, None))
+        # The disk may have refused to end a gate when the plugin was disabled: a start would take it for open.
+        await self.turns.write(after, event, self._noted(after, self.upgrades.ending(record.id)))
         return after
 
     async def upgrade(self, actor: Actor, plugin_id: str, consent: UpgradeConsent = NO_CONSENT) -> tuple[Record, bool]:
@@ -483,13 +484,11 @@ class Decisions:
                     return before, False
                 after = await self._accepted(actor, before, self._changed(before, wanted, consent), wanted)
                 self.supervisor.disarm(self.state.plugins[plugin_id])
-                ends_gate = None
-                # A gate ends by it: nothing is proven, and nothing runs. Not one whose version is being given up: that
-                # goes on, or the one would be left with what the other declared.
+                # A gate ends by it: nothing is proven, and nothing runs.
                 if not self.upgrades.is_given_up(plugin_id):
                     self.upgrades.ended(plugin_id)
-                    ends_gate = lambda tx: versions.end_gate(tx, plugin_id)  # noqa: E731
-                await self._tighten(after, recording.status_event(actor, before, after), ends_gate)
+                event = recording.status_event(actor, before, after)
+                await self._tighten(after, event, self.upgrades.ending(plugin_id))
                 await self.effects.settled(plugin_id)
                 return after, True
         finally:
@@ -523,7 +522,10 @@ class Decisions:
         raise await self._refused(actor, after.id, fault, wanted)
 
     async def _tighten(self, after: Record, event: Event, also: Callable[[Transaction], None] | None = None) -> None:
-        """Apply at once a decision that only takes away; it is written as soon as the ledger can."""
+        """Apply at once a decision that only takes away; it is written as soon as the ledger can.
+
+        `also` is written with it or not at all: by the time of a later try it may not hold any more.
+        """
         # In memory first: from here nothing arms it again.
         self.registry.put(after)
         self.write_behind.tidy()

@@ -239,6 +239,12 @@ class Upgrades:
             self.supervisor.retire(plugin_id)
             self._end(one, "committed")
 
+    def ending(self, plugin_id: str) -> Callable[[Transaction], None] | None:
+        """What ends the plugin's gate on disk; None for one whose version is being given up: that goes on, or the one
+        would be left with what the other declared.
+        """
+        return None if self.is_given_up(plugin_id) else lambda tx: versions.end_gate(tx, plugin_id)
+
     def taken_over(self, plugin_id: str) -> None:
         """Another publisher has the id now: a gate was of code that is gone, neither committed nor rolled back."""
         self.shown.pop(plugin_id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import pytest
 
@@ -10,7 +11,7 @@ from latticed.ledger import records as rows
 from latticed.lifecycle import write_behind
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from tests.house import in_process
+from tests.house import bundles, in_process
 
 FULL = Problem("ledger_unavailable", "the ledger cannot be written: disk full")
 
@@ -172,3 +173,34 @@ async def test_pending_records_are_written_at_shutdown(tmp_path, monkeypatch):
     async with in_process.opened(tmp_path, author=author) as again:
         assert (await again.plugin("acme.demo"))["status"] == "disabled"
         assert [e["detail"]["to"] for e in again.events(action="plugin.status")][-1] == "disabled"
+
+
+async def test_gate_that_was_ended_on_full_disk_is_over_after_a_later_activation(tmp_path, monkeypatch):
+    """Also for the next start: what the new version has written since is not dropped for one that fails then."""
+    monkeypatch.setattr(write_behind, "AGAIN_S", 0.02)
+    author, caps = bundles.author(), ["kv:read", "kv:write"]
+    opened = functools.partial(in_process.opened, tmp_path, author=author, toml="[upgrade]\ngate_s = 3600\n")
+    async with opened() as home:
+        home.drop(version="1.0.0", type="system", capabilities=caps)
+        await home.armed("acme.demo")
+        home.drop(version="2.0.0", type="system", capabilities=caps, artifact=bundles.ARTIFACT + b"#")
+        await home.until_plugin("acme.demo", lambda view: "candidate" in view)
+        answer = await home.ask("POST", "/api/plugins/by-id/acme.demo/upgrade", {})
+        assert answer["upgrade"]["state"] == "gating", answer
+
+        async def full(change, **how):
+            raise FULL
+
+        with monkeypatch.context() as context:
+            context.setattr(home.app.api.ledger, "write", full)
+            assert (await home.decide("acme.demo", "disabled")).status == 200
+        await in_process.until(lambda: stored(home).status == "disabled")
+        assert (await home.decide("acme.demo", "active")).status == 200
+        await home.driven.only("acme.demo").call("kv.put", key="a", value="since")
+    async with opened() as home:
+        view = await home.until_plugin("acme.demo", lambda view: view["runtime"]["state"] == "armed")
+        assert (view["version"], home.driven.running["acme.demo"], "upgrade" in view) == ("2.0.0", 1, False)
+        home.driven.only("acme.demo").crash()
+        await in_process.until(lambda: home.driven.attempts["acme.demo"] == 2, "started again")
+        assert (await home.plugin("acme.demo"))["version"] == "2.0.0"
+        assert (await home.ask("GET", "/api/kv/plugin:acme.demo/a"))["raw"] == b"since"
