@@ -6,6 +6,8 @@ What is decided is pure and in `latticed.system.nft_guard.sources`; here program
 from __future__ import annotations
 
 import contextlib
+import pwd
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,15 +18,19 @@ from latticed.model.errors import Problem
 from latticed.plans.effects import parsed, ran
 from latticed.system.nft_guard import sources
 from latticed.system.nft_guard.facts import SSHD
+from latticed.system.nft_guard.sources import Process
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from latticed.plans.kind import Tools
     from latticed.system.nft_guard.facts import Listener, SshSession
+    from latticed.system.nft_guard.sources import Connection
 
 PACKAGES: Final = MappingProxyType({"ss": "iproute2"})
-_MAX_STATUS_BYTES: Final = 64 << 10
+_MAX_BYTES: Final = 64 << 10
+_LOOKS: Final = 5
+_PAUSE_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,24 +45,55 @@ class Seen:
 def seen(tools: Tools) -> Seen:
     """Look. The kind's programs have `ss` and `sshd`, which need not be there. Problems tool_missing, tool_failed."""
     listening = ran(tools, PACKAGES, "ss", "-Htlnpe").stdout
-    established = ran(tools, PACKAGES, "ss", "-Htnpe", "state", "established").stdout
-    root = _of_root(sources.sshd_pids(listening, established))
-    listeners = parsed(sources.listeners, listening, root)
+    listeners = parsed(sources.listeners, listening, _processes(listening))
     ports = _ports(tools, listeners)
     reached = {*ports, *(one.port for one in listeners if one.process == SSHD)}
-    return Seen(listeners=listeners, ports=ports, sessions=parsed(sources.sessions, established, reached, root))
+    return Seen(listeners=listeners, ports=ports, sessions=sources.sessions(_connections(tools, reached)))
 
 
-def _of_root(pids: Collection[int]) -> set[int]:
-    """Those processes of which all user ids are 0."""
-    # Not who owns the directory: root owns that of every process that is not dumpable, and any may be (proc(5)).
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError, ValueError):  # it has ended
-            status = files.read_at_most(Path("/proc", str(pid), "status"), _MAX_STATUS_BYTES)
-            if b"\nUid:\t0\t0\t0\t0\n" in status:
-                found.add(pid)
+def _connections(tools: Tools, ports: Collection[int]) -> list[Connection]:
+    """Those by which somebody is logged in.
+
+    Whoever guesses passwords has one at every moment of which it is not clear, for its process starts or ends. So one
+    is looked for again, and counts when it is there still and not clear after the last look.
+    """
+    logins: list[Connection] = []
+    unclear: list[Connection] = []
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_PAUSE_S)
+        printed = ran(tools, PACKAGES, "ss", "-Htnpe", "state", "established").stdout
+        found = parsed(sources.connections, printed, ports, _processes(printed), _account())
+        known = {one.ends for one in unclear}
+        asked = [one for one in found if look == 0 or one.ends in known]
+        logins += [one for one in asked if one.is_login]
+        unclear = [one for one in asked if not one.is_login]
+        if not unclear:
+            break
+    return logins + unclear
+
+
+def _processes(printed: bytes) -> dict[int, Process]:
+    """Of those that have a socket and a name of sshd, the ones that have not ended."""
+    found = {}
+    for pid in sources.sshd_pids(printed):
+        place = Path("/proc", str(pid))
+        with contextlib.suppress(OSError, ValueError):
+            # Not who owns the directory: root owns that of every process that is not dumpable, as any may be (proc(5)).
+            status = files.read_at_most(place / "status", _MAX_BYTES).decode("utf-8", "replace").split("\n")
+            uids = frozenset(int(uid) for line in status if line.startswith("Uid:") for uid in line.split()[1:])
+            # It lies in the process's own memory, where another's reader may be kept waiting for ever.
+            title = files.read_at_most(place / "cmdline", _MAX_BYTES) if uids == {0} else b""
+            found[pid] = Process(uids=uids, title=title.decode("utf-8", "replace").rstrip("\0"))
     return found
+
+
+def _account() -> int | None:
+    """Whose the processes of sshd are that talk to a peer before it has logged in."""
+    try:
+        return pwd.getpwnam("sshd").pw_uid
+    except KeyError:
+        return None
 
 
 def _ports(tools: Tools, listeners: Iterable[Listener]) -> tuple[int, ...]:

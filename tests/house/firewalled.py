@@ -136,17 +136,6 @@ def network() -> Iterator[Net]:
         yield net
 
 
-@contextmanager
-def ssh_session(net: Net) -> Iterator[None]:
-    """An established connection to port 22 of `r`, from 10.9.0.2: what the root helper takes for an operator's."""
-    with net.inside("r"):
-        listener = listening("10.9.0.1", 22)
-    with net.inside("a"):
-        client = socket.create_connection(("10.9.0.1", 22), timeout=PATIENCE_S)
-    with listener, client:
-        yield
-
-
 def _connect(net: Net, letter: str, interface: str) -> None:
     pair = ["ip", "link", "add", interface, "netns", net.name("r"), "type", "veth"]
     subprocess.run([*pair, "peer", "name", "eth0", "netns", net.name(letter)], check=True)

@@ -6,9 +6,10 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,39 @@ class Sshd:
             assert client.stdout
             assert client.stdout.readline() == b"in\n"
             yield
+
+    @contextmanager
+    def tunnel(self, source: str) -> Iterator[None]:
+        """Root, logged in without a command or terminal, for ports that are forwarded."""
+        done = self.home / "done"
+        options = f"-N -o ControlMaster=yes -o ControlPath={done} -b {source} root@{ADDRESS}"
+        with _started(self._ssh(options, "")):
+            # The client makes it once it is logged in.
+            processes.until(done.exists, what="a login")
+            yield
+
+    @contextmanager
+    def connected(self, source: str) -> Iterator[None]:
+        """Somebody who says nothing, after sshd's first line."""
+        with self.net.inside("a"):
+            client = socket.create_connection((ADDRESS, self.port), processes.PATIENCE_S, (source, 0))
+        with client:
+            assert client.recv(4).startswith(b"SSH")
+            yield
+
+    @contextmanager
+    def guessing(self, source: str, user: str) -> Iterator[None]:
+        """Somebody whom sshd has asked for the password of a user."""
+        asked = self.home / "asked"
+        ask = self.home / "ask"
+        ask.write_text(f"#!/bin/sh\ntouch {asked}\nexec sleep 600\n")
+        ask.chmod(0o700)
+        env = {**os.environ, "SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force"}
+        ssh = f"ssh {_SSH} -o PreferredAuthentications=password -p {self.port} -b {source} {user}@{ADDRESS}"
+        with _started(["ip", "netns", "exec", self.net.name("a"), *shlex.split(ssh)], env=env):
+            processes.until(asked.exists, what="the question for a password")
+            yield
+        asked.unlink()
 
     def run(self, command: str) -> bytes:
         """What a command prints that root runs over ssh from `a`, by link-local addresses of IPv6."""
@@ -105,9 +139,10 @@ def named(net: firewalled.Net, name: str, port: int, user: processes.User) -> It
 
 
 @contextmanager
-def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _started(command: list[str], env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A process in a group of its own, which is killed in the end."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, process_group=0) as child:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, process_group=0) as child:
         try:
             yield child
         finally:

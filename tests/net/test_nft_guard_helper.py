@@ -227,9 +227,19 @@ def test_boot_loads_the_confirmed_table(site):
 def test_ban_of_an_established_session_is_refused_when_it_is_offered(site):
     with site.helper.running():
         site.helper.applied(BASE, kind="nft")
-        with firewalled.ssh_session(site.net):
+        with ssh_logins.session(site.net):
             answer = site.helper.ask(protocol.Offer(kind="nft", intent={**BASE, "bans": [banned("10.9.0.2", 60)]}))
             assert (answer.code, answer.findings[0].code) == ("intent_refused", "ban_hits_session")
+
+
+def test_whoever_guesses_passwords_is_banned_without_an_approval(site):
+    with site.helper.running(), ssh_logins.sshd(site.net) as server:
+        site.helper.applied(BASE, kind="nft")
+        with server.connected("10.9.0.3"), server.guessing("10.9.0.4", "root"):
+            bans = [banned("10.9.0.3", 600), banned("10.9.0.4", 600)]
+            plan = site.helper.offer({**BASE, "bans": bans}, kind="nft")
+            assert site.helper.ask(protocol.Apply(plan=plan), user=apply_helpers.DAEMON).state == "applied"
+        assert sorted(site.banned()) == ["10.9.0.3/32", "10.9.0.4/32"]
 
 
 ELSEWHERE = {
@@ -239,7 +249,7 @@ ELSEWHERE = {
 
 
 def test_plan_without_a_way_for_an_established_session_is_applied_only_when_that_is_overridden(site):
-    with site.helper.running(), firewalled.ssh_session(site.net):
+    with site.helper.running(), ssh_logins.session(site.net):
         plan = site.helper.offer(ELSEWHERE, kind="nft")
         reviewed = site.helper.review(plan)
         assert [(one.code, "10.9.0.2" in one.expected) for one in reviewed.findings] == [("lockout_source", True)]

@@ -264,8 +264,7 @@ def test_file_that_the_kernel_refuses_changes_nothing(net, tools):
 
 def test_ssh_session_from_a_source_that_would_be_dropped_is_a_lockout_and_its_ban_is_refused(net, tools):
     listener = firewalled.listening("10.9.0.1", 22)
-    with net.inside("a"):
-        client = socket.create_connection(("10.9.0.1", 22))
+    client = connected(net)
     listener.setblocking(True)
     accepted, _ = listener.accept()
     with listener, client, accepted:
@@ -286,6 +285,52 @@ def test_sshd_is_a_process_of_root_that_is_called_so(net, tools):
     named = {one["port"]: one["process"] for one in live.facts["listeners"]}
     assert (named[2_222], named[8_001]) == ("sshd", "")
     assert [one["peer"] for one in live.facts["sessions"]] == ["10.9.0.2"]
+
+
+def test_connection_is_a_session_once_somebody_is_logged_in(net, tools):
+    with ssh_logins.sshd(net) as server:
+        with server.connected("10.9.0.3"):
+            assert peers(tools) == []
+            with server.login("10.9.0.2"):
+                assert peers(tools) == ["10.9.0.2"]
+        for user in ("root", "no-such-user"):
+            with server.guessing("10.9.0.4", user):
+                assert peers(tools) == []
+        with server.tunnel("10.9.0.5"):
+            assert peers(tools) == ["10.9.0.5"]
+
+
+def test_connection_that_nobody_has_accepted_is_no_session(net, tools):
+    with firewalled.listening("10.9.0.1", 22), connected(net):
+        assert peers(tools) == []
+
+
+def test_connection_of_which_it_is_not_clear_is_a_session_if_it_lasts(net):
+    with firewalled.listening("10.9.0.1", 22) as listener, connected(net) as client:
+        listener.setblocking(True)
+        accepted, _ = listener.accept()
+
+        class Ending(ProgramTools):
+            """Has the client gone as soon as it was seen."""
+
+            def run(self, program, *arguments, **more):
+                ended = super().run(program, *arguments, **more)
+                if "established" in arguments:
+                    client.close()
+                return ended
+
+        with accepted:
+            assert peers(ProgramTools(KIND.programs)) == ["10.9.0.2"]
+            assert peers(Ending(KIND.programs)) == []
+
+
+def peers(tools):
+    return [one["peer"] for one in KIND.observe(tools).facts["sessions"]]
+
+
+def connected(net):
+    with net.inside("a"):
+        return socket.create_connection(("10.9.0.1", 22))
 
 
 UFW = """set -e

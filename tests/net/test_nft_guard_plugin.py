@@ -16,7 +16,7 @@ import pytest
 
 from latticed.plans import protocol
 from latticed.system.nft_guard import parse
-from tests.house import apply_helpers, firewalled, hosting, plan_sites
+from tests.house import apply_helpers, firewalled, hosting, plan_sites, ssh_logins
 from tests.house.nft_places import BASE, WIDE, NftPlace
 
 pytestmark = [pytest.mark.root, pytest.mark.daemon, pytest.mark.timeout(180)]
@@ -218,7 +218,7 @@ def test_operator_has_a_file_applied_with_latticectl_alone(site, ctl, tmp_path):
 def test_operator_overrides_the_lockout_of_a_session_and_that_is_in_the_audit_record(site, ctl, tmp_path):
     guard = tmp_path / "guard.toml"
     guard.write_text(GUARD.replace("ports = [22]", 'ports = [22]\nremote = ["192.0.2.0/24"]'))
-    with firewalled.ssh_session(site.net):
+    with ssh_logins.session(site.net):
         first = ctl("apply", ID, "-f", str(guard))
         assert (first.returncode, "lockout_source: expected a way to sshd from 10.9.0.2" in first.stdout) == (1, True)
         assert "lockout_source stands against the plan" in first.stderr

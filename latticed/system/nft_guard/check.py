@@ -207,7 +207,7 @@ def _bans_of_ours(intent: Intent, facts: LiveFacts) -> Iterator[Finding]:
             expected = "not the address that the approval comes from"
             yield Finding(code="ban_hits_approver", path=path, expected=expected, found=str(ban.network))
         elif any(_is_banned(session, ban) for session in facts.sessions):
-            expected = "not the address of an established ssh session"
+            expected = "no address from which somebody is logged in by ssh"
             yield Finding(code="ban_hits_session", path=path, expected=expected, found=str(ban.network))
         if any(address in ban.network for address in own):
             expected = "no address of this host"

@@ -33,7 +33,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SshSession:
-    """Where an operator comes from: SSH_CONNECTION of the approver, or an established connection to sshd.
+    """Where an operator comes from: SSH_CONNECTION of the approver, or a connection by which one is logged in.
 
     `local` is this host's end; `interface` the scope of a link-local `peer`, else empty.
     """
@@ -47,7 +47,7 @@ class SshSession:
 class LiveFacts:
     """`sshd_ports`: of `sshd -T`. `approver`: None when the approval does not come over SSH.
 
-    `sessions`: every established connection to sshd, but by loopback: sudo drops SSH_CONNECTION. `foreign_tables`:
+    `sessions`: of everyone who is logged in by sshd, but by loopback: sudo drops SSH_CONNECTION. `foreign_tables`:
     family and name, as `ip nat`. `active_firewalls`: of ufw and firewalld, those that are active.
     """
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from latticed.system.nft_guard import table as tables
 from latticed.system.nft_guard.facts import SSHD, Interface, Listener, SshSession, bare
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from latticed.model.addresses import Address
 
@@ -26,6 +26,12 @@ SSH_PORT: Final = 22
 """Where sshd is when it is installed and cannot say (sshd_config(5))."""
 _SSHD: Final = frozenset({SSHD, "sshd-session", "sshd-auth"})
 """Names of its processes; since OpenSSH 9.8 each connection has an sshd-session."""
+_ACCEPTED: Final = frozenset({"sshd: [accepted]", "sshd-session: [accepted]"})
+"""Titles of the process that has a connection, until a user is named."""
+_LOGGED_IN: Final = re.compile(r"sshd(?:-session)?: [^\[/ ][^ ]*")
+"""Those after a login: the user, and the terminal if there is one. In between it is `USER [priv]`."""
+_NOT_ACCEPTED: Final = "ino:0"
+"""In a row of `ss -e`: no process has the connection yet."""
 _OWNER: Final = re.compile(r'\("([^"]*)",pid=([0-9]{1,9}),fd=[0-9]{1,9}\)')
 """A process that has the socket. Its name is its own choice of at most 15 bytes, in which no other process has room."""
 _OF_OTHERS: Final = re.compile(r"\buid:[0-9]")
@@ -36,22 +42,31 @@ _FIREWALLS: Final = {"ufw-": ("ufw", "ufw-before-input"), "INPUT_ZONES": ("firew
 _NO_FIREWALL: Final = ("", "")
 
 
-def sshd_pids(*printed: bytes) -> frozenset[int]:
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One of `sshd_pids`: its user ids (real, effective, saved, of files), and its title (proc(5), cmdline),
+    empty for those that are not root's.
+    """
+
+    uids: frozenset[int]
+    title: str
+
+
+def sshd_pids(printed: bytes) -> frozenset[int]:
     """Of `ss -p`: all processes that have a name of sshd, which any process may give itself."""
-    rows = (row for each in printed for row in _rows(each))
-    return frozenset(pid for row in rows for name, pid in row.owners if name in _SSHD)
+    return frozenset(pid for row in _rows(printed) for name, pid in row.owners if name in _SSHD)
 
 
-def listeners(printed: bytes, root: Collection[int]) -> tuple[Listener, ...]:
+def listeners(printed: bytes, processes: Mapping[int, Process]) -> tuple[Listener, ...]:
     """Of `ss -Htlnpe`: TCP sockets that listen, each once, with the name of their first process.
 
-    `sshd` where sshd has it: that is a process of root (`root`: those of `sshd_pids` that are), and a socket that root
-    made. Others of that name have none.
+    `sshd` where sshd has it: that is a process of root (`processes`: those of `sshd_pids` that were found), with a
+    socket that root made. Others of that name have none.
     """
     found = set()
     for row in _rows(printed):
         if (one := _listener(row)) is not None:
-            name = SSHD if _is_sshd(row, {SSHD}, root) else "" if one.process in _SSHD else one.process
+            name = SSHD if _is_sshd(row, {SSHD}, processes) else "" if one.process in _SSHD else one.process
             found.add(replace(one, process=name))
     ordered = sorted(found, key=lambda one: (one.process != SSHD, one.port, str(one.address)))
     return tuple(ordered[:MAX_LISTENERS])
@@ -63,13 +78,28 @@ def owned(printed: bytes) -> tuple[tuple[Listener, frozenset[int]], ...]:
     return tuple((one, pids) for one, pids in found if one is not None)
 
 
-def sessions(printed: bytes, ports: Collection[int], root: Collection[int]) -> tuple[SshSession, ...]:
-    """Of `ss -Htnpe state established`: connections to one of sshd's `ports`, or that a process of sshd has accepted
-    (`root` as for `listeners`); none from this host to itself by loopback, which no firewall cuts.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """An established one to sshd, by which somebody is logged in, or may be: `is_login` False where it is not clear.
 
-    Without the ports (another sshd listens elsewhere) the process tells.
+    `ends`: both its ends as ss prints them, by which it is known again.
     """
-    found: set[SshSession] = set()
+
+    ends: tuple[str, str]
+    session: SshSession
+    is_login: bool
+
+
+def connections(
+    printed: bytes, ports: Collection[int], processes: Mapping[int, Process], account: int | None
+) -> tuple[Connection, ...]:
+    """Of `ss -Htnpe state established`: connections to one of sshd's `ports`, or that a process of sshd has accepted
+    (`processes` as for `listeners`), but those by which nobody can be logged in yet.
+
+    Without the ports (another sshd listens elsewhere) the process tells. None from this host to itself by loopback,
+    which no firewall cuts. `account`: the user id of sshd's processes before a login, None where there is no such user.
+    """
+    found = []
     for row in _rows(printed):
         # Recv-Q, Send-Q, local, peer
         if len(row.columns) < 4:
@@ -77,9 +107,17 @@ def sessions(printed: bytes, ports: Collection[int], root: Collection[int]) -> t
         local, peer = _endpoint(row.columns[2]), _endpoint(row.columns[3])
         if local is None or peer is None or local[0] is None or peer[0] is None or bare(peer[0]).is_loopback:
             continue
-        if local[2] in ports or _is_sshd(row, _SSHD, root):
-            found.add(SshSession(peer=peer[0], local=local[0], interface=peer[1] or local[1]))
-    return tuple(sorted(found, key=lambda one: (str(one.peer), str(one.local), one.interface))[:MAX_SESSIONS])
+        is_login = _is_login(row, processes, account)
+        if is_login is not False and (local[2] in ports or _is_sshd(row, _SSHD, processes)):
+            session = SshSession(peer=peer[0], local=local[0], interface=peer[1] or local[1])
+            found.append(Connection(ends=(row.columns[2], row.columns[3]), session=session, is_login=is_login is True))
+    return tuple(found)
+
+
+def sessions(found: Iterable[Connection]) -> tuple[SshSession, ...]:
+    """Where they come from, each once."""
+    ordered = sorted({one.session for one in found}, key=lambda one: (str(one.peer), str(one.local), one.interface))
+    return tuple(ordered[:MAX_SESSIONS])
 
 
 def sshd_ports(printed: bytes) -> tuple[int, ...]:
@@ -177,8 +215,25 @@ def _listener(row: _Row) -> Listener | None:
     return Listener(port=end[2], address=end[0], process=name) if end is not None else None
 
 
-def _is_sshd(row: _Row, names: Collection[str], root: Collection[int]) -> bool:
-    return row.is_roots and any(name in names and pid in root for name, pid in row.owners)
+def _is_sshd(row: _Row, names: Collection[str], processes: Mapping[int, Process]) -> bool:
+    return row.is_roots and any(name in names and _is_roots(processes.get(pid)) for name, pid in row.owners)
+
+
+def _is_roots(process: Process | None) -> bool:
+    return process is not None and process.uids == {0}
+
+
+def _is_login(row: _Row, processes: Mapping[int, Process], account: int | None) -> bool | None:
+    """Whether somebody is logged in by a connection; None where it is not clear, as while its process starts or ends.
+
+    Until a login it is one of the account that talks to the peer; before that, one whose title says so.
+    """
+    found = [processes[pid] for _, pid in row.owners if pid in processes]
+    titles = [one.title for one in found if _is_roots(one)]
+    if _NOT_ACCEPTED in row.columns or any(one.uids == {account} for one in found) or _ACCEPTED.intersection(titles):
+        return False
+    is_login = any(map(_LOGGED_IN.fullmatch, titles)) or not all(map(_is_roots, found))
+    return True if is_login else None
 
 
 def _endpoint(text: str) -> tuple[Address | None, str, int] | None:

@@ -9,6 +9,7 @@ import pytest
 
 from latticed.system.nft_guard import facts, sources
 from latticed.system.nft_guard.facts import Interface, Listener, LiveFacts, SshSession
+from latticed.system.nft_guard.sources import Process
 
 ip = ipaddress.ip_address
 
@@ -27,8 +28,11 @@ ESTABLISHED = b"""\
 """
 
 
-ROOT = {7, 70, 71}
+SSHD = Process(uids=frozenset({0}), title="sshd: ada [priv]")
+ROOT = dict.fromkeys((7, 70, 71), SSHD)
 """The processes in them that are sshd's."""
+ACCOUNT = 102
+"""Of sshd's processes before a login."""
 
 
 def test_listeners_have_port_address_and_process():
@@ -41,11 +45,15 @@ def test_listeners_have_port_address_and_process():
     }
 
 
+def sessions(printed, ports, processes=ROOT):
+    return sources.sessions(sources.connections(printed, ports, processes, ACCOUNT))
+
+
 def test_sessions_are_those_at_a_port_of_sshd_and_those_that_a_process_of_it_has():
-    found = sources.sessions(ESTABLISHED, {22}, ROOT)
+    found = sessions(ESTABLISHED, {22})
     assert {one.peer for one in found} == {ip("203.0.113.7"), ip("::ffff:203.0.113.8"), ip("fe80::9")}
     assert SshSession(peer=ip("fe80::9"), local=ip("fe80::1"), interface="eth0") in found
-    assert {str(one.peer) for one in sources.sessions(ESTABLISHED, (), ROOT)} == {"203.0.113.7", "fe80::9"}
+    assert {str(one.peer) for one in sessions(ESTABLISHED, ())} == {"203.0.113.7", "fe80::9"}
 
 
 @pytest.mark.parametrize(
@@ -53,12 +61,12 @@ def test_sessions_are_those_at_a_port_of_sshd_and_those_that_a_process_of_it_has
 )
 def test_lines_that_are_none_are_left_out(printed):
     assert sources.listeners(printed, ROOT) == ()
-    assert sources.sessions(printed, {22}, ROOT) == ()
+    assert sessions(printed, {22}) == ()
 
 
 def test_sessions_and_listeners_without_end_are_cut():
     lines = "".join(f"0 0 192.0.2.1:22 10.{n >> 16}.{n >> 8 & 255}.{n & 255}:5000\n" for n in range(5_000))
-    assert len(sources.sessions(lines.encode(), {22}, ROOT)) == sources.MAX_SESSIONS
+    assert len(sessions(lines.encode(), {22})) == sources.MAX_SESSIONS
     # Those of sshd are what a lockout is judged by.
     lines = "".join(f'LISTEN 0 1 *:{n} *:* users:(("a",pid=1,fd=1))\n' for n in range(1, 5_000))
     found = sources.listeners(lines.encode() + b'LISTEN 0 1 *:60000 *:* users:(("sshd",pid=7,fd=1))\n', ROOT)
@@ -77,9 +85,44 @@ FAKES = {
 @pytest.mark.parametrize("fake", FAKES)
 def test_process_that_only_calls_itself_sshd_listens_and_has_sessions_as_any_other(fake):
     users = f"users:({FAKES[fake][0]}){FAKES[fake][1]} sk:5 cgroup:/ <->\n"
-    (found,) = sources.listeners(f"LISTEN 0 128 0.0.0.0:8001 0.0.0.0:* {users}".encode(), ROOT)
+    found_now = {**ROOT, 666: Process(uids=frozenset({65_533}), title="")}
+    (found,) = sources.listeners(f"LISTEN 0 128 0.0.0.0:8001 0.0.0.0:* {users}".encode(), found_now)
     assert found == Listener(port=8001, address=ip("0.0.0.0"))
-    assert sources.sessions(f"0 0 192.0.2.1:8001 203.0.113.7:5000 {users}".encode(), {22}, ROOT) == ()
+    assert sessions(f"0 0 192.0.2.1:8001 203.0.113.7:5000 {users}".encode(), {22}, found_now) == ()
+
+
+# Titles as OpenSSH 9.2 and 10.0 have them.
+STAGES = {
+    "accepted": ([(0, "sshd: [accepted]")], False),
+    "accepted, 10.0": ([(0, "sshd-session: [accepted]")], False),
+    "asks": ([(0, "sshd: ada [priv]"), (ACCOUNT, "")], False),
+    "asks, 10.0": ([(0, "sshd-session: unknown [priv]"), (ACCOUNT, "")], False),
+    "user": ([(0, "sshd: ada [priv]"), (1000, "")], True),
+    "root": ([(0, "sshd: root@pts/0")], True),
+    "root, 10.0": ([(0, "sshd-session: root [priv]"), (0, "sshd-session: root@notty")], True),
+    "root without a terminal": ([(0, "sshd: root")], True),
+    "forked": ([(0, "sshd: /usr/sbin/sshd -D [listener] 1 of 10-100 startups")], None),
+    "started": ([(0, "/usr/sbin/sshd\0-D\0-R")], None),
+    "started again": ([(0, "sshd: [rexeced]")], None),
+    "between password and shell, or at its end": ([(0, "sshd: ada [priv]")], None),
+    "user with a name of two words": ([(0, "sshd: ada b [priv]")], None),
+    "gone": ([], None),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_processes_of_a_connection_tell_whether_somebody_is_logged_in(stage):
+    having, is_login = STAGES[stage]
+    processes = {pid: Process(uids=frozenset({uid}), title=title) for pid, (uid, title) in enumerate(having, 70)}
+    users = ",".join(f'("sshd",pid={pid},fd=4)' for pid in (70, 71))
+    printed = f"0 0 192.0.2.1:22 203.0.113.7:5000 users:({users}) ino:5 sk:1\n".encode()
+    found = sources.connections(printed, {22}, processes, ACCOUNT)
+    assert [one.is_login for one in found] == ([] if is_login is False else [is_login is True])
+
+
+def test_connection_of_an_account_that_is_not_there_counts():
+    having = {70: SSHD, 71: Process(uids=frozenset({ACCOUNT}), title="")}
+    assert len(sources.connections(ESTABLISHED.splitlines()[0], {22}, having, None)) == 1
 
 
 def test_name_of_a_process_makes_no_line_of_its_own():
@@ -91,7 +134,7 @@ def test_connections_by_loopback_push_no_session_out():
     mapped = "".join(f"0 0 [::ffff:127.0.0.1]:22 [::ffff:127.1.{n >> 8}.{n & 255}]:5000\n" for n in range(1_500))
     lines = "".join(f"0 0 127.0.0.1:22 127.0.{n >> 8}.{n & 255}:5000\n" for n in range(1_500))
     printed = f"{lines}0 0 [::1]:22 [::1]:5000\n{mapped}0 0 192.0.2.1:22 203.0.113.9:5000\n"
-    (found,) = sources.sessions(printed.encode(), {22}, ROOT)
+    (found,) = sessions(printed.encode(), {22})
     assert found == SshSession(peer=ip("203.0.113.9"), local=ip("192.0.2.1"))
 
 
