@@ -5,6 +5,7 @@ The core runs by itself as an unprivileged user (`plans.proxy_runs`); a restart 
 
     DIRECTORY/wanted.json     root's: the rendering, values of secrets included
     DIRECTORY/started.json    the user's: what the core was started with, without users whose time was over
+    DIRECTORY/SHA256.started  root's, empty: that is what was written there; the user may have put anything in its place
     DIRECTORY/core.pid        where no unit runs it
     DIRECTORY/*.before        either of the two as it was: an undo on a full disk takes it and frees the other
 
@@ -21,7 +22,7 @@ import json
 import os
 import pwd
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -57,7 +58,9 @@ _MAX_FILE_BYTES: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Core:
-    """The core as it is, `pid` 0 for none. `waiting_s`: since when its file is another than what is wanted."""
+    """The core as it is, `pid` 0 for none. `started`: its file; empty where that is not what was written.
+    `waiting_s`: since when it is another than what is wanted.
+    """
 
     wanted: bytes
     started: bytes
@@ -233,6 +236,12 @@ class ProxyKind:
     def _make(self, rendering: bytes, tools: Tools, *, may_wait: bool = False) -> None:
         """Have the core as this rendering says now; none for an empty one, or one that lets nobody in."""
         found = self._seen(tools)
+        if not found.started:
+            # It runs with whatever it likes; and what lies there may take all the room that there is.
+            if found.pid:
+                self._stop(found, tools)
+                found = replace(found, pid=0)
+            self._remove(STARTED)
         wanted = applied.read(rendering) if rendering else None
         config = applied.config(wanted, _now_s()) if wanted else b""
         if rendering:
@@ -242,13 +251,15 @@ class ProxyKind:
             self._set_aside(STARTED)
             self._remove("waiting")
             if not rendering:
-                self._remove("wanted.json", "wanted.json.before", "started.json.before")
+                self._remove("wanted.json", "wanted.json.before", "started.json.before", *self._marks())
             return
         if self._goes_on(found, wanted.core, config, may_wait=may_wait):
             return
         self._stop(found, tools)
         self._write(STARTED, config, owner=self._account().pw_uid)
-        self._remove("waiting")
+        mark = _mark(config)
+        self._write(mark, b"", owner=0)
+        self._remove("waiting", *(self._marks() - {mark}))
         self._start(wanted.core, tools)
 
     def _goes_on(self, found: _Core, core: Core, config: bytes, *, may_wait: bool) -> bool:
@@ -298,7 +309,8 @@ class ProxyKind:
         return Child(Path(self.directory, "core.pid"), self.user)
 
     def _seen(self, tools: Tools) -> _Core:
-        wanted, started = self._read("wanted.json"), self._read(STARTED)
+        wanted = self._read("wanted.json")
+        started = self._started(wanted)
         pid = self._runs.pid(tools)
         ports = parsed(sources.sockets, _run(tools, "ss", "-Hlntup").stdout)
         waiting_s = None
@@ -331,6 +343,17 @@ class ProxyKind:
         except FileNotFoundError:
             return b""
 
+    def _started(self, wanted: bytes) -> bytes:
+        """The core's file where it is what was written, or what would be now; else nothing is read from it."""
+        with contextlib.suppress(OSError, ValueError):
+            found = self._read(STARTED)
+            if _mark(found) in self._marks() or (wanted and found == applied.config(applied.read(wanted), _now_s())):
+                return found
+        return b""
+
+    def _marks(self) -> set[str]:
+        return {one.name for one in Path(self.directory).glob("*.started")}
+
     def _write(self, name: str, data: bytes, *, owner: int) -> None:
         directory = Path(self.directory)
         directory.mkdir(mode=0o711, exist_ok=True)
@@ -341,16 +364,16 @@ class ProxyKind:
             raise Problem("apply_failed", f"apply.proxy.directory: {error}") from error
         path, before = directory / name, self._before(name)
         # What is there is not written: an undo has to succeed on a full disk, too.
-        if data and self._read(name) == data:
-            return
-        if data and self._read(before.name) == data:
-            before.replace(path)
-        else:
-            if data:
-                before.unlink(missing_ok=True)
-                with contextlib.suppress(FileNotFoundError):
-                    os.link(path, before)
-            files.replace(path, data, mode=0o600)
+        if not (data and _holds(path, data)):
+            if data and _holds(before, data):
+                before.replace(path)
+            else:
+                if data:
+                    before.unlink(missing_ok=True)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.link(path, before)
+                files.replace(path, data, mode=0o600)
+        path.chmod(0o600)  # whatever its user has made of it
         os.chown(path, owner, -1, follow_symlinks=False)
 
     def _before(self, name: str) -> Path:
@@ -363,6 +386,17 @@ class ProxyKind:
     def _remove(self, *names: str) -> None:
         for name in names:
             Path(self.directory, name).unlink(missing_ok=True)
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file is this, whatever somebody else has put there."""
+    with contextlib.suppress(OSError, ValueError):
+        return files.read_at_most(path, len(data)) == data
+    return False
+
+
+def _mark(started: bytes) -> str:
+    return f"{_digest(started)}.started"
 
 
 def _api_of(rendering: bytes) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import re
@@ -314,6 +316,78 @@ def test_an_intent_of_nobody_ends_the_core(kind, tools):
     assert not Path(f"/proc/{before}").exists()
     assert kind.holds(rendering, kind.observe(tools))
     assert not Path(kind.directory, "started.json").exists()
+
+
+# What the core's user can do with the core's file, which is the user's.
+TAMPERED = {
+    "no JSON": "echo nonsense >started.json",
+    "another file": 'echo \'{"inbounds": [{"tag": []}]}\' >started.json',
+    "deep": "head -c 100000 /dev/zero | tr '\\0' '[' >started.json",
+    "longer than is read": "head -c 17000000 /dev/zero >started.json",
+    "empty": ": >started.json",
+    "for all to read": "chmod 0666 started.json; echo >>started.json",
+}
+
+
+@pytest.mark.parametrize("how", TAMPERED)
+def test_a_core_that_writes_its_own_file_is_drift_and_started_anew_undone_and_ended(kind, tools, tmp_path, echo, how):
+    intent = document()
+    rendering = committed(kind, intent, tools)
+    account, file = pwd.getpwnam(USER), Path(kind.directory, "started.json")
+    written = file.read_bytes()
+    for put_back in (kind.commit, kind.restore):
+        before = pid_of(kind)
+        as_core(account, kind, TAMPERED[how])
+        live = kind.observe(tools)
+        assert (kind.holds(rendering, live), live.facts["running"], kind.snapshot(tools)) == (False, True, rendering)
+        put_back(rendering, tools)
+        kind.self_check(rendering, tools)
+        assert kind.holds(rendering, kind.observe(tools))
+        assert pid_of(kind) != before
+        assert (file.read_bytes(), file.stat().st_mode & 0o777) == (written, 0o600)
+    with stream(intent, "anna", tmp_path, echo) as anna:
+        cores.echoed(anna)
+    before = pid_of(kind)
+    as_core(account, kind, TAMPERED[how])
+    kind.restore(b"", tools)
+    assert not Path(f"/proc/{before}").exists()
+    assert os.listdir(kind.directory) == []
+
+
+def as_core(account, kind, command):
+    words = [
+        "setpriv",
+        f"--reuid={account.pw_uid}",
+        f"--regid={account.pw_gid}",
+        "--clear-groups",
+        "sh",
+        "-ec",
+        command,
+    ]
+    subprocess.run(words, cwd=kind.directory, check=True)
+
+
+def test_a_core_s_file_that_nobody_can_open_keeps_nothing(kind, tools):
+    """A lease of its owner: who opens it meanwhile waits, or fails (fcntl(2), F_SETLEASE)."""
+    rendering = committed(kind, document(), tools)
+    file = Path(kind.directory, "started.json")
+    told = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGIO, told)
+        fcntl.fcntl(stack.enter_context(file.open("r+")), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(BlockingIOError):
+            os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+        assert not kind.holds(rendering, kind.observe(tools))
+        kind.commit(rendering, tools)
+        kind.self_check(rendering, tools)
+        assert kind.holds(rendering, kind.observe(tools))
+
+
+def test_a_core_of_a_version_that_left_no_mark_goes_on(kind, tools):
+    rendering = committed(kind, document(), tools)
+    for one in Path(kind.directory).glob("*.started"):
+        one.unlink()
+    assert kind.holds(rendering, kind.observe(tools))
 
 
 def test_a_process_of_others_under_the_kept_pid_is_left_alone(kind, tools):

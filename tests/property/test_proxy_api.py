@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 
 import pytest
 
@@ -67,6 +68,21 @@ def test_what_is_no_whole_list_is_refused():
 def test_a_name_that_no_user_can_have_is_nobodys():
     (found,) = api.connections(told(Connection(id=IDS[0], user="an\nna", source="nowhere")))
     assert (found.user, found.source) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [field(3, 1) * (1 << 19), field(2, 1) + field(1, b"".join(field(number, 1) for number in range(1 << 16)))],
+    ids=["fields", "one event"],
+)
+def test_what_a_core_that_was_taken_over_tells_takes_no_memory_beside_itself(hostile):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError):
+            api.connections(hostile)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(hostile)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("seed", range(300))

@@ -24,6 +24,8 @@ LIST_PATH: Final = "/daemon.StartedService/SubscribeConnections"
 CLOSE_PATH: Final = "/daemon.StartedService/CloseConnection"
 MAX_FRAME_BYTES: Final = 32 << 20
 """Some 100,000 connections; sing-box tells them all in one frame."""
+MAX_EVENT_BYTES: Final = 64 << 10
+"""What is told of one connection; some 300 bytes."""
 HEADER_BYTES: Final = 5
 _INTERVAL_NS: Final = 3_600_000_000_000
 """Between changes, which nobody waits for."""
@@ -87,16 +89,17 @@ def refusal(body: bytes) -> str:
 
 def connections(message: bytes) -> tuple[Connection, ...]:
     """The open connections of the first frame, in its order; ValueError for anything else."""
-    fields = list(_fields(message))
-    if (_RESET, 1) not in fields:
-        raise ValueError("no list of all connections")
-    found = []
-    for number, value in fields:
+    found, is_whole = [], False
+    # One field after the other: a core that was taken over may tell millions of them.
+    for number, value in _fields(message):
+        is_whole = is_whole or (number, value) == (_RESET, 1)
         if number == _EVENTS:
-            event = dict(_fields(_bytes(value)))
+            event = dict(_fields(_bytes(value, MAX_EVENT_BYTES)))
             one = dict(_fields(_bytes(event.get(_CONNECTION))))
             if not one.get(_CLOSED_AT):
                 found.append(_connection(one))
+    if not is_whole:
+        raise ValueError("no list of all connections")
     return tuple(found)
 
 
@@ -165,9 +168,9 @@ def _frame(message: bytes) -> bytes:
     return struct.pack(">BI", 0, len(message)) + message
 
 
-def _bytes(value: int | bytes | None) -> bytes:
-    if not isinstance(value, bytes):
-        raise ValueError("a message of the core's API of another kind")  # noqa: TRY004 - of what is read, not of a caller
+def _bytes(value: int | bytes | None, limit: int = MAX_FRAME_BYTES) -> bytes:
+    if not isinstance(value, bytes) or len(value) > limit:
+        raise ValueError("a message of the core's API of another kind")
     return value
 
 
