@@ -82,12 +82,26 @@ async def learnt(steps, look=lambda core: core.nodes.get(NAME)):
             )
             await core.learn_document(signed(fleets.Fleet().certificate()))
             for name, data in steps:
-                if name:
+                if name == NAME:
+                    assert await core.learn(NAME, data)
+                elif name:
                     assert await core.learn_record(data, name)
                 else:
                     await core.learn_document(data)
             assert (await kept.read(store.load)).nodes == core.nodes
             return look(core)
+
+
+def desired(host, generation):
+    """What another controller has put into the engine for the host of this key."""
+    fleet = fleets.Fleet(node=NAME)
+    intent = fleet.intent()
+    assignment = fleet.assignment(intent, generation, node_key=fleets.public(host))
+    return fleets.packed(
+        assignment=documents.sign(assignment, fleets.CONTROLLER),
+        intent=signed(intent),
+        controller=signed(fleet.certificate()),
+    )
 
 
 _HOST = st.integers(0, len(HOSTS) - 1)
@@ -144,3 +158,33 @@ def test_requests_by_which_a_host_has_its_name_before_others_are_kept():
         return retention.outdated(core, now_s=NOW + 100 * DAY, keep_s=90 * DAY).tokens
 
     assert [f"joined-{one}" for one in asyncio.run(learnt(steps, look))] == [name for name, _ in steps[1:3]]
+
+
+@given(st.permutations(range(5)))
+def test_host_of_a_name_has_generations_of_its_own_in_whatever_order_assignments_are_learnt(order):
+    old, new = HOSTS[:2]
+    steps = [
+        joined(0, old, "web", NOW + DAY),
+        joined(1, new, "web", NOW + 2 * DAY),
+        ("", revoked(old, 1)),
+        (NAME, desired(old, 2**53 - 1)),
+        (NAME, desired(new, 3)),
+    ]
+
+    def look(core):
+        return core.nodes[NAME].key, core.next_turn(NAME)
+
+    assert asyncio.run(learnt([steps[one] for one in order], look)) == (fleets.public(new), (1, 4))
+
+
+@given(st.permutations([1, 2, 3]))
+def test_newest_assignment_of_the_host_of_a_name_is_kept_before_any_of_another_host(order):
+    old, new = HOSTS[:2]
+    steps = [joined(0, old, "web", NOW + DAY), joined(1, new, "web", NOW + 2 * DAY), ("", revoked(old, 1))]
+    given_ = {1: desired(old, 500), 2: desired(new, 2), 3: desired(new, 3)}
+
+    def look(core):
+        return core.assignments[NAME].key, core.assignments[NAME].turn
+
+    found = asyncio.run(learnt([*steps, *((NAME, given_[one]) for one in order)], look))
+    assert found == (fleets.public(new), (1, 3))

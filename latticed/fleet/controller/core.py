@@ -182,6 +182,9 @@ class FleetCore:
     def _held(self, holders: list[FleetNodeKey], alarms: list[KeptAlarm]) -> None:
         """From now on; on disk already."""
         for one in holders:
+            if (before := self.nodes.get(one.name)) is not None and before.key != one.key:
+                self.seen.pop(one.name, None)
+                self.statuses.pop(one.name, None)
             self.nodes[one.name] = one
             self.touched.add(one.name)
         self._alarmed(alarms)
@@ -271,17 +274,22 @@ class FleetCore:
         async with self.changing:
             node, kept = assignment.node, self.assignments.get(assignment.node)
             # Of two with one number the engine's was published, and ours not: whoever lost the lease has made it.
-            newer = kept is None or (assignment.turn >= kept.turn and assignment.envelope != kept.envelope)
-            known = self.nodes.get(node)
+            known, place = self.nodes.get(node), (node, assignment.key)
+
+            def rank(one: KeptAssignment) -> tuple[bool, Turn]:
+                # Another host of this name begins anew, whatever was said of the one before.
+                return known is not None and one.key == known.key, one.turn
+
+            newer = kept is None or (rank(assignment) >= rank(kept) and assignment.envelope != kept.envelope)
             unknown = known is None and assignment.intent in self.shelf.intents
-            if not newer and assignment.turn <= self.floors.get(node, NO_TURN) and not unknown:
+            if not newer and assignment.turn <= self.floors.get(place, NO_TURN) and not unknown:
                 return
             fresh = FleetNodeKey(name=node, key=assignment.key, labels={}, serial=0, since=self.now_s())
             sources = documents.read(assignment.envelope, Assignment).document.bundles
             learnt = sources if sources and assignment.intent not in self.sources else None
 
             def change(connection: Connection) -> None:
-                store.raise_floors(connection, {node: assignment.turn})
+                store.raise_floors(connection, {place: assignment.turn})
                 if newer:
                     store.put_assignments(connection, [assignment])
                 if known is None:
@@ -290,7 +298,7 @@ class FleetCore:
                     store.put_sources(connection, assignment.intent, learnt)
 
             await self.write(change)
-            self.floors[node] = max(self.floors.get(node, NO_TURN), assignment.turn)
+            self.floors[place] = max(self.floors.get(place, NO_TURN), assignment.turn)
             if newer:
                 self.assignments[node] = assignment
             if known is None:
@@ -336,8 +344,10 @@ class FleetCore:
         async with self.changing:
             fresh: dict[str, SeenStatus] = {}
             found: dict[str, NodeStatus] = {}
-            floors: dict[str, Turn] = {}
-            for node, data, status, revision in read:
+            floors: dict[tuple[str, str], Turn] = {}
+            for node, key, data, status, revision in read:
+                if self.nodes[node].key != key:
+                    continue  # another host has the name since
                 last = fresh.get(node) or self.seen.get(node)
                 previous = found.get(node) or self.statuses.get(node)
                 if previous is not None and self.nodes[node].since > (last.received if last else 0):
@@ -352,8 +362,8 @@ class FleetCore:
                     continue
                 fresh[node], found[node] = seen, status
                 turn = (status.epoch, status.generation)
-                if turn > self.floors.get(node, NO_TURN) and self._believable(turn):
-                    floors[node] = turn
+                if turn > self.floors.get((node, key), NO_TURN) and self._believable(turn):
+                    floors[node, key] = turn
 
             def change(connection: Connection) -> None:
                 store.put_statuses(connection, fresh)
@@ -371,7 +381,7 @@ class FleetCore:
 
     def _read_statuses(
         self, batch: Sequence[Stored], names: Mapping[str, str]
-    ) -> tuple[list[tuple[str, bytes, NodeStatus, int]], list[KeptAlarm]]:
+    ) -> tuple[list[tuple[str, str, bytes, NodeStatus, int]], list[KeptAlarm]]:
         read, alarms = [], []
         for one in batch:
             name = names.get(one.subject, "")
@@ -379,7 +389,8 @@ class FleetCore:
             if node is None or (last is not None and last.envelope == one.data):
                 continue
             try:
-                read.append((name, one.data, observing.read(one.data, node, fleet=self.fleet), one.revision))
+                status = observing.read(one.data, node, fleet=self.fleet)
+                read.append((name, node.key, one.data, status, one.revision))
             except NotBelieved as error:
                 alarms.append(self.alarm(error.code, error.reason, node=name))
         return read, alarms
@@ -455,7 +466,8 @@ class FleetCore:
         await self.write(change)
         for one in made:
             self.assignments[one.node] = one
-            self.floors[one.node] = max(self.floors.get(one.node, NO_TURN), one.turn)
+            place = (one.node, one.key)
+            self.floors[place] = max(self.floors.get(place, NO_TURN), one.turn)
             self.touched.add(one.node)
         self.rollouts.update({one.name: one for one in rollouts})
         self.sources.update(sources)
@@ -497,11 +509,15 @@ class FleetCore:
         """
         return any(one.document.epoch == turn[0] for one in self.shelf.certificates.values())
 
+    def floor(self, node: str) -> Turn:
+        """The last turn that was reserved for the host that has this name, or heard of from it."""
+        return self.floors.get((node, self.nodes[node].key), NO_TURN)
+
     def next_turn(self, node: str) -> Turn | None:
         """What the next assignment of a node has; None when nothing of this controller's would come after what was
-        there before.
+        there before for this host.
         """
-        epoch, (last_epoch, last) = self.epoch(), self.floors.get(node, NO_TURN)
+        epoch, (last_epoch, last) = self.epoch(), self.floor(node)
         if epoch < last_epoch or (epoch == last_epoch and last > MOST_GENERATION):
             return None
         return epoch, last + 1 if last <= MOST_GENERATION else 1

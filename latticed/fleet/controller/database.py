@@ -80,7 +80,17 @@ CREATE TABLE alarms (
 CREATE TABLE positions (stream TEXT PRIMARY KEY, created TEXT NOT NULL, last INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 """
 """Times are whole seconds since 1970. `floors`: the last epoch and generation reserved for a node, or heard of."""
-MIGRATIONS: Final = (_FIRST,)
+_FLOORS_OF_KEYS: Final = """
+CREATE TABLE floors_of_keys (
+    node TEXT NOT NULL, key TEXT NOT NULL, epoch INTEGER NOT NULL, generation INTEGER NOT NULL, PRIMARY KEY (node, key)
+) STRICT, WITHOUT ROWID;
+INSERT INTO floors_of_keys SELECT name, key, epoch, generation FROM nodes JOIN floors ON node = name;
+INSERT OR IGNORE INTO floors_of_keys SELECT node, key, epoch, generation FROM assignments;
+DROP TABLE floors;
+ALTER TABLE floors_of_keys RENAME TO floors;
+"""
+"""A host that has another one's name begins with generations of its own."""
+MIGRATIONS: Final = (_FIRST, _FLOORS_OF_KEYS)
 """In order; only ever appended to. SQLite's user_version is how many of these a database has taken."""
 
 

@@ -269,7 +269,7 @@ class Leader:
             return None
         turn = core.next_turn(name)
         if turn is None:
-            last = core.floors[name]
+            last = core.floor(name)
             troubles[f"epoch of {name}"] = f"it has epoch {last[0]}, generation {last[1]}: nothing of ours follows"
             return None
         try:

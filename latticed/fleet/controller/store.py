@@ -45,7 +45,7 @@ class KeptFleet(Value, frozen=True, kw_only=True):
     documents: list[KeptDocument] = field(default_factory=list)
     nodes: dict[str, FleetNodeKey] = field(default_factory=dict)
     tokens: dict[str, JoinedRecord] = field(default_factory=dict)
-    floors: dict[str, Turn] = field(default_factory=dict)
+    floors: dict[tuple[str, str], Turn] = field(default_factory=dict)
     assignments: dict[str, KeptAssignment] = field(default_factory=dict)
     sources: dict[str, tuple[BundleSource, ...]] = field(default_factory=dict)
     rollouts: dict[str, RolloutRecord] = field(default_factory=dict)
@@ -74,7 +74,10 @@ def load(connection: Connection) -> KeptFleet:
             )
             for token, node, key, labels, expires, request in connection.execute("SELECT * FROM tokens")
         },
-        floors={node: (epoch, generation) for node, epoch, generation in connection.execute("SELECT * FROM floors")},
+        floors={
+            (node, key): (epoch, generation)
+            for node, key, epoch, generation in connection.execute("SELECT * FROM floors")
+        },
         assignments={
             node: KeptAssignment(
                 node=node,
@@ -135,6 +138,12 @@ def put_document(connection: Connection, kept: KeptDocument, *, now_s: int) -> N
 
 
 def put_nodes(connection: Connection, nodes: Iterable[FleetNodeKey]) -> None:
+    """What another host of the same name said before goes."""
+    nodes = list(nodes)
+    connection.executemany(
+        "DELETE FROM statuses WHERE node = (SELECT name FROM nodes WHERE name = ? AND key <> ?)",
+        [(node.name, node.key) for node in nodes],
+    )
     connection.executemany(
         "INSERT OR REPLACE INTO nodes VALUES (?, ?, ?, ?, ?)",
         [(node.name, node.key, json.dumps(node.labels), node.serial, node.since) for node in nodes],
@@ -148,19 +157,19 @@ def put_token(connection: Connection, joined: JoinedRecord) -> None:
     )
 
 
-def raise_floors(connection: Connection, floors: Mapping[str, Turn]) -> None:
-    """No floor ever goes down."""
+def raise_floors(connection: Connection, floors: Mapping[tuple[str, str], Turn]) -> None:
+    """Of nodes' names and keys. No floor ever goes down."""
     connection.executemany(
-        "INSERT INTO floors VALUES (?, ?, ?) ON CONFLICT (node) DO UPDATE SET epoch = excluded.epoch, "
+        "INSERT INTO floors VALUES (?, ?, ?, ?) ON CONFLICT (node, key) DO UPDATE SET epoch = excluded.epoch, "
         "generation = excluded.generation WHERE (excluded.epoch, excluded.generation) > (epoch, generation)",
-        [(node, *turn) for node, turn in floors.items()],
+        [(*place, *turn) for place, turn in floors.items()],
     )
 
 
 def put_assignments(connection: Connection, made: Iterable[KeptAssignment]) -> None:
     """With their generations, which count as used from now on."""
     made = list(made)
-    raise_floors(connection, {one.node: one.turn for one in made})
+    raise_floors(connection, {(one.node, one.key): one.turn for one in made})
     connection.executemany(
         "INSERT OR REPLACE INTO assignments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [(one.node, *one.turn, one.intent, one.key, one.signer, one.expires, one.made, one.envelope) for one in made],

@@ -79,7 +79,7 @@ class TestStatuses:
         await node.engine.publish_status(lie)
         await alarm(controlled, "status_forged", node)
         assert controlled.core.statuses[node.name].intent == intent
-        assert controlled.core.floors[node.name] == (1, 1)
+        assert controlled.core.floors[node.name, node.public] == (1, 1)
 
     async def test_status_of_another_node_under_its_key_changes_nothing(self, fleet, controlled, operator, node):
         await settled(controlled, operator, node)
@@ -127,7 +127,7 @@ class TestStatuses:
         monkeypatch.setattr("latticed.fleet.controller.leader._AHEAD_S", 0)
         intent = await settled(controlled, operator, node)
         await node.report(generation=2**53 - 1, intent="")
-        await until(lambda: controlled.core.floors[node.name] == (1, 2**53 - 1))
+        await until(lambda: controlled.core.floors[node.name, node.public] == (1, 2**53 - 1))
         await until(lambda: f"epoch of {node.name}" in controlled.leader.troubles)
         assert controlled.core.assignments[node.name].turn == (1, 1)
         await controlled.give(operator.controller(controlled.core.signer, epoch=2))
@@ -135,13 +135,28 @@ class TestStatuses:
         await until(lambda: (node.state.epoch, node.state.generation) == (2, 1))
         assert node.state.present.intent == intent
 
+    async def test_host_that_has_the_name_of_one_that_lied_is_assigned_what_others_are(
+        self, fleet, controlled, operator, node
+    ):
+        """A taken-over host said that it is at the last generation; it was revoked, and set up anew."""
+        await settled(controlled, operator, node)
+        await node.report(generation=2**53 - 1, intent="")
+        await until(lambda: controlled.core.floors[node.name, node.public] == (1, 2**53 - 1))
+        await controlled.give(operator.revocations(node.public))
+        async with house.node(fleet, controlled, node.name) as anew:
+            assert node.name not in controlled.core.statuses
+            intent = await settled(controlled, operator, anew)
+            assert (anew.state.present.intent, anew.state.epoch) == (intent, 1)
+        kept = await controlled.core.database.read(store.load)
+        assert (kept.floors, set(kept.statuses)) == (controlled.core.floors, set(controlled.core.statuses))
+
     async def test_node_that_says_it_has_an_epoch_that_nobody_certified_raises_no_floor(
         self, controlled, operator, node
     ):
         await settled(controlled, operator, node)
         await node.report(epoch=9, generation=4, intent="")
         await until(lambda: controlled.core.statuses[node.name].epoch == 9)
-        assert controlled.core.floors[node.name] == (1, 1)
+        assert controlled.core.floors[node.name, node.public] == (1, 1)
 
     async def test_node_that_took_up_something_unknown_under_a_later_number_is_given_its_release_again(
         self, controlled, operator, node, monkeypatch
