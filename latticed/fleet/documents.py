@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MAX_BYTES: Final = 256 << 10
-"""Largest envelope of any kind; those that go to a node or come from one have less each (`MOST_BYTES`)."""
+"""Largest envelope of any kind but one; those that go to a node or come from one have less each (`MOST_BYTES`)."""
+SHARED_BYTES: Final = 640 << 10
+"""Largest envelope of a `SharedRecord`, which goes from controllers to controllers. A server shows it in base64, which
+is less than the 1 MiB of a message.
+"""
 _DEPTH: Final = 40
 """Of a payload: a plugin's configuration may have 32 levels, and lies below three."""
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
@@ -312,7 +316,7 @@ class SharedRecord(FleetDocument, frozen=True, kw_only=True):
     name: Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
     step: Number
     at: Moment
-    packed: Annotated[str, Meta(max_length=180 << 10)]
+    packed: Annotated[str, Meta(max_length=SHARED_BYTES * 3 // 4 - (2 << 10))]
 
 
 DOMAINS: Final[dict[type[FleetDocument], bytes]] = {
@@ -385,7 +389,7 @@ def read(envelope: bytes, kind: type[D]) -> Signed:
 
     Whether that key may sign it is the caller's to judge.
     """
-    most = MOST_BYTES.get(kind, MAX_BYTES)
+    most = SHARED_BYTES if kind is SharedRecord else MOST_BYTES.get(kind, MAX_BYTES)
     if len(envelope) > most:
         raise Malformed(f"{_word(kind)}: expected an envelope of at most {most} bytes, found {len(envelope)}")
     try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import chunks, documents, rollout, subjects
 from latticed.fleet.controller import assigning, observing, records
+from latticed.fleet.deployment import HEADER_BYTES
 from latticed.fleet.documents import Malformed, SharedRecord
 from latticed.fleet.engine import CHUNK_BYTES, Conflict, EngineUnavailable
 from latticed.fleet.rollout import RolloutState
@@ -401,13 +402,21 @@ class Leader:
         """Have the other controllers find a record. EngineUnavailable; Conflict where another one has left its own
         since, which is learnt; Malformed for one that is too large.
         """
+        key, envelope = self.sealed(record)
+        await self._share(key, envelope)
+        self._shared_steps[key] = record.step
+        self._tell(f"sharing {key}")
+
+    def sealed(self, record: RolloutRecord | JoinedRecord) -> tuple[str, bytes]:
+        """The name and the envelope of a record. Malformed for what is too large; EngineUnavailable."""
         core = self._core
         key, envelope = records.shared(
             record, core.key, fleet=core.fleet, controller=core.controller, now_s=core.now_s()
         )
-        await self._share(key, envelope)
-        self._shared_steps[key] = record.step
-        self._tell(f"sharing {key}")
+        _, most = self._connection.server
+        if len(envelope) + HEADER_BYTES > most:
+            raise Malformed(f"expected a message of {most} bytes (max_payload of nats-server), found {len(envelope)}")
+        return key, envelope
 
     async def _share(self, key: str, data: bytes) -> None:
         if not self._lease.held:

@@ -122,7 +122,9 @@ class FleetOperations:
         return found
 
     async def begin(self, wanted: view.RolloutWanted) -> view.RolloutView:
-        """Begin a rollout. Problem intent_*, controller_*, rollout_empty, rollout_running, exists."""
+        """Begin a rollout. Problem intent_*, controller_*, rollout_empty, rollout_running, exists,
+        too_large, engine_unavailable.
+        """
         self.check_leader()
         core = self._core
         async with core.changing:
@@ -287,7 +289,24 @@ class FleetOperations:
         return view.BackupDone(path=os.fspath(target), size=size, sha256=sha256)
 
     def _check_size(self, record: RolloutRecord) -> None:
-        """Problem too_large where an assignment would not be taken by any node."""
+        """Problem too_large where an assignment would not be taken by any node, or the record by no controller;
+        engine_unavailable.
+        """
+        fewer = "sign an intent for fewer nodes at a time: its selector names labels, or nodes"
+        if len(record.nodes) > records.MOST_NODES:
+            reason = f"expected a rollout over at most {records.MOST_NODES} nodes, found {len(record.nodes)}"
+            raise Problem("too_large", reason, fewer)
+        try:
+            size = len(self._leader.sealed(record)[1])
+            if size > records.BEGUN_BYTES:
+                raise Malformed(f"expected at most {records.BEGUN_BYTES} bytes, found {size}")
+        except EngineUnavailable as error:
+            raise Problem("engine_unavailable", str(error), "ask again") from error
+        except Malformed as error:
+            reason = (
+                f"expected a rollout that other controllers can be told of, found {len(record.nodes)} nodes: {error}"
+            )
+            raise Problem("too_large", reason, fewer) from error
         key = AssigningKey(private=self._core.key, public=self._core.signer, epoch=1, life_s=1)
         node = self._core.nodes[record.nodes[0]]
         try:

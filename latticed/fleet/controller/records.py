@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 _MOST_BYTES: Final = 8 << 20
 """Of a record once it is unpacked: ten thousand nodes take some 400 KiB."""
 MOST_NODES: Final = 20_000
+BEGUN_BYTES: Final = documents.SHARED_BYTES - (128 << 10)
+"""Largest envelope of a rollout that begins: it grows as nodes lose what they could go back to. Names of ten thousand
+nodes that are made by chance, such as UUIDs, take some 400 KiB.
+"""
 _MOST_STEP: Final = 2**52
 """Of what another controller left: as many can follow it, by whoever had its key."""
 _Number = Annotated[int, Meta(ge=0, le=2**53 - 1)]

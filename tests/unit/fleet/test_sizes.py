@@ -121,6 +121,9 @@ def test_streams_and_credentials_take_the_largest_of_each_kind():
     for kind in (documents.Invocation, documents.InvocationResult, documents.NodeStatus, documents.NodeEvent):
         assert MOST[kind] <= DOCUMENT_BYTES
     assert max(MOST.values()) <= documents.MAX_BYTES
+    assert room["KV_fleet"] >= documents.SHARED_BYTES
+    # A server shows it to controllers as base64 in JSON, in a message of 1 MiB by default.
+    assert documents.SHARED_BYTES * 4 // 3 + 4 * deployment.HEADER_BYTES < 1 << 20
     assert messages.DOCUMENT_BYTES >= DOCUMENT_BYTES
     (template,) = [
         key["template"]
