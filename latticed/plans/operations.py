@@ -156,6 +156,7 @@ class Operations:
             unconfirmed=armed.plan if armed else "",
             deadline_s=decide.left_s(armed, boot_id=boot_id, now_ns=now_ns) if armed else 0.0,
             drifted=self._upkeep.drifted.get(target.kind),
+            problem=self._upkeep.problem(target.kind),
         )
 
     # What callers ask for
@@ -375,7 +376,7 @@ class Operations:
             why = error.reason if isinstance(error, Problem) else f"{error.strerror or error}"
             self._upkeep.undo(kind, armed, tools, "self_check", why, asker.actor)
             raise Problem("apply_failed", f"{why}; the change was undone", "") from error
-        self._upkeep.drifted[kind.name] = False
+        self._upkeep.settled(kind.name)
         log.info("plan_unconfirmed", plan=plan.plan[:12], kind=kind.name)
         return _moved(plan, target)
 
@@ -410,7 +411,7 @@ class Operations:
                 self._store.let_go(target.rendering, "rendering")
             # What it will be once another plan takes its place; until then `state_of` says applied.
             self._upkeep.change(plan, PlanState.STALE, "another plan has taken its place", review="")
-        self._upkeep.drifted[target.kind] = False
+        self._upkeep.settled(target.kind)
         log.info("plan_applied", plan=plan.plan[:12], kind=target.kind, narrows=armed.narrows)
         return _moved(plan, kept)
 

@@ -259,7 +259,8 @@ class TargetView(Answer, frozen=True):
 
     `approved`: the plan whose intent bounds what narrows. `confirmed`: what is kept, and restored by `boot`.
     `unconfirmed`: what waits for confirmation, for `deadline_s` seconds more. `drifted`: the live state is not the
-    confirmed one; None when it was not looked at. `problem`: why the kind cannot work here, for example a missing tool.
+    confirmed one; None when it was not looked at. `problem`: what keeps it from being looked at (a missing tool), or
+    from being put back where settings say so; the same words as long as that is so.
     """
 
     kind: str

@@ -79,6 +79,9 @@ class Upkeep:
         self._choices = choices
         self._clock = clock
         self.drifted: dict[str, bool] = {}
+        self._recorded: set[str] = set()  # kinds whose drift has its step
+        self._unseen: dict[str, str] = {}  # the code of the last look's failure
+        self._remains: dict[str, str] = {}  # the same of a drift that could not be put back
         self._failures: dict[str, int] = {}
         self._retry_at: dict[str, float] = {}
         self._repair_at: dict[str, float] = {}
@@ -169,26 +172,55 @@ class Upkeep:
             try:
                 with self._store.locked(name, deadline_s=LOCK_S) as lock:
                     self._look(kind, self._store.target(name), lock)
+                self._unseen.pop(name, None)
             except Exception as error:  # noqa: BLE001 - one kind's mistake must not hide the drift of the others
-                log.warning("plan_drift_unknown", kind=name, code=_code(error))
-                self.drifted.pop(name, None)
+                if self._unseen.get(name) != (code := _code(error)):
+                    log.warning("plan_drift_unknown", kind=name, code=code)
+                self._unseen[name] = code
+
+    def problem(self, name: str) -> str:
+        """What keeps a kind from being looked at, or its drift from being put back, in the same words as long as that
+        is so; empty for nothing.
+        """
+        if code := self._unseen.get(name):
+            return f"the look at the live state failed: {code}"
+        code = self._remains.get(name)
+        return f"drift that could not be put back: {code}" if code else ""
+
+    def settled(self, name: str) -> None:
+        """The live state is the confirmed one, or what waits to be: its drift is over."""
+        self.drifted[name] = False
+        self._remains.pop(name, None)
+        self._recorded.discard(name)
 
     def _look(self, kind: Kind, target: Target, lock: int) -> None:
         if not target.confirmed or target.armed is not None:
             return
-        rendering = self._store.held(target.rendering, "rendering")
-        before = self.drifted.get(kind.name)
-        self.drifted[kind.name] = not kind.holds(rendering, kind.observe(self._choices.tools(kind, lock)))
-        if not self.drifted[kind.name]:
+        name = kind.name
+        try:
+            rendering = self._store.held(target.rendering, "rendering")
+            holds = kind.holds(rendering, kind.observe(self._choices.tools(kind, lock)))
+        except Exception:
+            self.drifted.pop(name, None)
+            raise
+        if holds:
+            self.settled(name)
             return
+        self.drifted[name] = True
         # One step for each drift, not one for each look.
-        if not before:
-            self._steps.append("plan.drift", target.confirmed, actor=HELPER, kind=kind.name)
-            log.warning("plan_drifted", kind=kind.name, plan=target.confirmed[:12])
+        if name not in self._recorded:
+            self._steps.append("plan.drift", target.confirmed, actor=HELPER, kind=name)
+            self._recorded.add(name)
+            log.warning("plan_drifted", kind=name, plan=target.confirmed[:12])
         # Whoever changes it again at once is answered once in a while, not in a race.
-        if kind.name in self._choices.restored and time.monotonic() >= self._repair_at.get(kind.name, 0.0):
-            self._repair_at[kind.name] = time.monotonic() + DRIFT_S
-            self.put_back(kind, target, lock, "plan.drift_restored")
+        if name in self._choices.restored and time.monotonic() >= self._repair_at.get(name, 0.0):
+            self._repair_at[name] = time.monotonic() + DRIFT_S
+            try:
+                self.put_back(kind, target, lock, "plan.drift_restored")
+            except Exception as error:  # noqa: BLE001 - whatever it is, it has drifted, and is tried again
+                if self._remains.get(name) != (code := _code(error)):
+                    log.error("plan_restore_failed", kind=name, code=code)
+                self._remains[name] = code
 
     def put_back(self, kind: Kind, target: Target, lock: int | None, action: str) -> bool:
         """Commit the confirmed rendering where the live state is another; whether that was needed. Problem, OSError."""
@@ -198,11 +230,11 @@ class Upkeep:
         rendering, live = self._store.held(target.rendering, "rendering"), kind.observe(tools)
         holds = kind.holds(rendering, live)
         if holds and not live.unfinished:
-            self.drifted[kind.name] = False
+            self.settled(kind.name)
             return False
         kind.commit(rendering, tools, may_wait=True, live=live)
         kind.self_check(rendering, tools)
-        self.drifted[kind.name] = False
+        self.settled(kind.name)
         now_s = time.monotonic()
         if holds and now_s < self._again_at.get(kind.name, 0.0):
             return True

@@ -327,6 +327,32 @@ def test_confirmed_state_is_put_back_where_settings_say_so(place):
         assert sorted(found) == [("plan.drift", "file"), ("plan.drift", "other"), ("plan.drift_restored", "file")]
 
 
+def test_drift_that_cannot_be_put_back_is_told_until_it_can(place):
+    """It is drift all the while, with one step; what keeps it so is told in the same words."""
+    place.settings["restore"] = ["file"]
+    with place.running():
+        place.applied(BASE)
+        place.order(commit="fail")
+        place.live.write_text("allow stranger\n")
+        told = (True, "drift that could not be put back: tool_failed")
+        processes.until(lambda: target_of(place) == told, what="the failure")
+        place.order(observe="bug")
+        told = (None, "the look at the live state failed: ZeroDivisionError")
+        processes.until(lambda: target_of(place) == told, what="the look's failure")
+        place.order(commit="fail")
+        processes.until(lambda: target_of(place)[0], what="drift again")
+        place.order()
+        until_content(place, "allow admin\n")
+        processes.until(lambda: target_of(place) == (False, ""), what="the end of it")
+        found = [step.action for step in place.steps() if "drift" in step.action]
+        assert found == ["plan.drift", "plan.drift_restored"]
+
+
+def target_of(place):
+    (found,) = [one for one in place.observed().targets if one.kind == "file"]
+    return found.drifted, found.problem
+
+
 def test_applying_what_is_applied_puts_it_back_where_it_drifted(helper):
     """The daemon may, as it is within what was approved; without drift nothing is done."""
     plan = helper.applied(BASE)

@@ -86,6 +86,7 @@ class FileKind:
         return live.basis == rendering
 
     def observe(self, tools: Tools) -> Live:
+        self._obey("observe", tools)
         data = self.path.read_bytes() if self.path.exists() else b""
         text = re.sub(r"(?m)^key .*$", "key (a secret)", data.decode())
         connected = self.orders().get("connected", [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -55,6 +56,35 @@ def test_an_unconfirmed_change_is_undone_and_the_old_site_answers(place):
         plan = begun(place, place.document(shop(404)))
         until(lambda: place.get() == 410, "the site of before")
         until(lambda: place.state_of(plan) == "rolled_back", "the change undone")
+
+
+def test_an_nginx_that_cannot_be_started_again_is_drift_until_it_can(place):
+    """Under `restore`; another program has taken its port meanwhile."""
+    place.settings["restore"] = ["nginx"]
+    with place.running():
+        place.applied(place.document(shop(410)), kind="nginx")
+        with socket.socket() as other:
+            until(lambda: taken(other, place), "the port to be free")
+            told = (True, "drift that could not be put back: tool_failed")
+            until(lambda: target_of(place) == told, "the failure")
+        until(lambda: target_of(place) == (False, ""), "the end of it")
+        assert place.get() == 410
+
+
+def taken(sock, place):
+    """Whether nginx is ended, and the socket has its port, before the helper starts it again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int((place.web / "nginx.pid").read_text()), signal.SIGTERM)
+    with contextlib.suppress(OSError):
+        sock.bind(("127.0.0.1", place.ports[0]))
+        sock.listen()
+        return True
+    return False
+
+
+def target_of(place):
+    (found,) = place.observed().targets
+    return found.drifted, found.problem
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -227,6 +227,8 @@ def _health(state: Any) -> Health:
         return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
     if not target.get("confirmed"):
         return Health("degraded", "no plan is applied: latticectl apply latticed.nft-guard")
+    if problem := target.get("problem"):
+        return Health("degraded", f"{problem}: journalctl -t latticed-apply")
     if target.get("drifted"):
         gone = "is gone" if not table.get("present") else "was changed"
         return Health("degraded", f"drift: the table {gone} by something else: latticectl plan apply")

@@ -149,6 +149,8 @@ def health(state: Any, *, now_s: int) -> Health:
         return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
     if not target.get("confirmed"):
         return Health("degraded", "no plan is applied: latticectl apply latticed.nginx")
+    if problem := target.get("problem"):
+        return Health("degraded", f"{problem}: journalctl -t latticed-apply")
     if target.get("drifted"):
         return Health("degraded", "drift: nginx, or its files, were changed by something else: latticectl plan apply")
     if lost := unserved(state):

@@ -508,6 +508,8 @@ def _health(state: Any) -> Health:
         return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
     if not target.get("confirmed"):
         return Health("degraded", "no plan is applied: latticectl apply latticed.proxy")
+    if problem := target.get("problem"):
+        return Health("degraded", f"{problem}: journalctl -t latticed-apply")
     if not live.get("answers"):
         return Health("degraded", "the core's API does not answer: nothing is counted, and nobody cut")
     if target.get("drifted") or not live.get("sound"):

@@ -457,6 +457,8 @@ def _health(state: Any) -> Health:
         return Health("degraded", f"plan {target['unconfirmed'][:12]} is unconfirmed and is undone in {left} s")
     if not target.get("confirmed"):
         return Health("degraded", "no plan is applied: latticectl apply latticed.wireguard")
+    if problem := target.get("problem"):
+        return Health("degraded", f"{problem}: journalctl -t latticed-apply")
     if target.get("drifted"):
         return Health("degraded", "drift: interfaces, peers or table were changed by something else")
     peers = sum(len(one["peers"]) for one in (state["live"] or {}).get("networks", []))
