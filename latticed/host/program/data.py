@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from latticed.host.program import data_tree, quota
@@ -21,8 +22,7 @@ from latticed.model.errors import Problem
 from latticed.processes import tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
     from latticed.host.program.rules import ProgramEnded
     from latticed.processes.child import Child
@@ -37,6 +37,7 @@ DATA: Final = "data"
 # What the paths of open files begin with, as a process in its own root has them, and what deleted ones end with.
 _INSIDE: Final = "/data/"
 _DELETED: Final = " (deleted)"
+_EXITING: Final = 0x4  # PF_EXITING of the flags in proc_pid_stat(5), from linux/sched.h
 
 
 class ServiceData:
@@ -130,6 +131,8 @@ class KeptDirectory:
             self.use = DataUse(bytes=use.bytes + _deleted_bytes(roots), files=use.files)
         except data_tree.TooDeep:
             return quota.too_deep(data_tree.MAX_LEVELS)
+        except _Hidden:
+            return quota.hidden()
         except OSError as error:
             _failed(error)
         now_s = time.monotonic()
@@ -172,33 +175,87 @@ def _free(path: Path) -> FreeSpace:
     return FreeSpace(bytes=found.f_bavail * found.f_frsize, files=found.f_favail)
 
 
-def _deleted_bytes(roots: Iterable[int]) -> int:
-    """Bytes of files of the directory that were deleted, and that a process of the tree still has open or mapped.
+class _Hidden(Exception):
+    """A process does not let the daemon see which files it has, though others do."""
 
-    They take space until the last one closes them, and are in no directory.
+
+class _Deleted:
+    """Files of the directory that were deleted, and that processes still have open or mapped: `found`, bytes by inode.
+
+    They take space until the last one closes them, and are in no directory. `seen`: whether a thread could be looked
+    at; `hidden`: whether one could not.
     """
-    found: dict[int, int] = {}
+
+    def __init__(self) -> None:
+        self.found: dict[int, int] = {}
+        self.seen = self.hidden = False
+
+    def look(self, pid: int) -> None:
+        """Add those of a process."""
+        try:
+            threads = [f"/proc/{pid}/task/{tid}" for tid in os.listdir(f"/proc/{pid}/task")]
+        except OSError:  # it has ended meanwhile
+            return
+        # Of every thread: the first has none once it has ended, and each may have descriptors of its own.
+        for thread in threads:
+            self._read(_open_files, thread)
+        # Memory is the same for all that have not ended.
+        for thread in threads:
+            if self._read(_mapped_files, thread):
+                return
+
+    def _read(self, read: Callable[[str, dict[int, int]], bool], thread: str) -> bool:
+        """What `read` returns; False for a thread that cannot be looked at."""
+        try:
+            there = read(thread, self.found)
+        except PermissionError:
+            self.hidden = self.hidden or not _is_ending(thread)
+            return False
+        except OSError:  # it has ended meanwhile
+            return False
+        self.seen = self.seen or there
+        return there
+
+
+def _deleted_bytes(roots: Iterable[int]) -> int:
+    """Bytes of the `_Deleted` files that the processes of a tree have; _Hidden when one hides what it has."""
+    deleted = _Deleted()
     for pid in tree.pids(roots):
-        for read in (_open_files, _mapped_files):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                read(pid, found)
-    return sum(found.values())
+        deleted.look(pid)
+    # Where even process 1, which is ours, cannot be looked at, the host does not let the daemon.
+    if deleted.hidden and deleted.seen:
+        raise _Hidden
+    return sum(deleted.found.values())
 
 
-def _open_files(pid: int, found: dict[int, int]) -> None:
-    """Add the deleted files that a process has open to `found`: bytes by inode. OSError."""
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        link = f"/proc/{pid}/fd/{fd}"
-        with contextlib.suppress(OSError):
+def _is_ending(thread: str) -> bool:
+    """Whether a thread, `/proc/PID/task/TID`, is ending or has ended: what it has in /proc is root's then."""
+    try:
+        row = Path(thread, "stat").read_bytes().rpartition(b")")[2].split()  # the program chooses the name
+    except OSError:
+        return True
+    return row[0] in {b"Z", b"X"} or bool(int(row[6]) & _EXITING)
+
+
+def _open_files(thread: str, found: dict[int, int]) -> bool:
+    """Add the deleted files that a thread has open to `found`; whether it has any file open. OSError."""
+    names = os.listdir(f"{thread}/fd")
+    for fd in names:
+        link = f"{thread}/fd/{fd}"
+        with contextlib.suppress(FileNotFoundError):  # it was closed meanwhile
             name = os.readlink(link)
             if name.startswith(_INSIDE) and name.endswith(_DELETED) and (one := os.stat(link)).st_nlink == 0:
                 found[one.st_ino] = data_tree.taken(one)
+    return bool(names)
 
 
-def _mapped_files(pid: int, found: dict[int, int]) -> None:
-    """Add the deleted files that a process has mapped; of those it has closed only the mapped part is known."""
+def _mapped_files(thread: str, found: dict[int, int]) -> bool:
+    """Add the deleted files that a thread has mapped; of those it has closed only the mapped part is known. Whether it
+    has any memory. OSError.
+    """
+    line = ""
     # Of white space in a name the kernel escapes newlines alone: other ends of lines are parts of it.
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+    with open(f"{thread}/maps", encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             # address perms offset dev inode path (proc_pid_maps(5))
             parts = line.rstrip("\n").split(maxsplit=5)
@@ -206,3 +263,4 @@ def _mapped_files(pid: int, found: dict[int, int]) -> None:
                 first, last = (int(one, 16) for one in parts[0].split("-"))
                 inode, end = int(parts[4]), int(parts[2], 16) + last - first
                 found[inode] = max(found.get(inode, 0), end)
+    return bool(line)

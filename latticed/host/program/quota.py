@@ -65,6 +65,11 @@ def too_deep(levels: int) -> ProgramEnded:
     return _full(f"expected at most {levels} directories within each other, found more")
 
 
+def hidden() -> ProgramEnded:
+    """The end of a program that does not let the daemon see which files it has open: what it takes is not known."""
+    return _full("expected to see which files its processes have open, found one that hides them")
+
+
 def no_space(free: FreeSpace) -> ProgramEnded | None:
     """The end of a program because the disk is nearly full; None while it is not."""
     if free.bytes >= RESERVE_BYTES:

@@ -6,6 +6,9 @@ import asyncio
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -145,6 +148,41 @@ for i in range(5):
     maps.append(mmap.mmap(fd, 4 << 20, mmap.MAP_SHARED)); os.closerange(3, 64)  # mmap has one of its own
     del fd
 time.sleep(999)" """,
+    "deleted and open, by threads of a process whose first has ended": """python3 -c "
+import ctypes, os, threading, time
+def fill():
+    time.sleep(0.5)
+    for i in range(5):
+        os.posix_fallocate(os.open(f'/data/{i}', os.O_CREAT | os.O_RDWR), 0, 4 << 20)
+        os.unlink(f'/data/{i}')
+    time.sleep(999)
+threading.Thread(target=fill).start()
+ctypes.CDLL(None).pthread_exit(None)" """,
+    "deleted and mapped, by threads of a process whose first has ended": """python3 -c "
+import ctypes, mmap, os, threading, time
+def fill():
+    time.sleep(0.5)
+    maps = []
+    for i in range(5):
+        fd = os.open(f'/data/{i}', os.O_CREAT | os.O_RDWR)
+        os.posix_fallocate(fd, 0, 4 << 20)
+        maps.append(mmap.mmap(fd, 4 << 20, mmap.MAP_SHARED))
+        os.unlink(f'/data/{i}')
+        os.closerange(3, 64)
+    time.sleep(999)
+threading.Thread(target=fill).start()
+ctypes.CDLL(None).pthread_exit(None)" """,
+    "deleted and open, by a thread with descriptors of its own": """python3 -c "
+import ctypes, mmap, os, time
+libc, stack = ctypes.CDLL(None), mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+top = ctypes.addressof(ctypes.c_char.from_buffer(stack)) + (1 << 20)
+for i in range(5):
+    os.posix_fallocate(os.open(f'/data/{i}', os.O_CREAT | os.O_RDWR), 0, 4 << 20)
+    os.unlink(f'/data/{i}')
+# CLONE_VM, CLONE_FS, CLONE_SIGHAND, CLONE_THREAD, CLONE_SYSVSEM: all that a thread has but CLONE_FILES.
+assert libc.clone(libc.pause, ctypes.c_void_p(top), 0x100 | 0x200 | 0x800 | 0x10000 | 0x40000, None) > 0
+os.closerange(3, 64)
+time.sleep(999)" """,
     "unreadable": "mkdir /data/d; head -c 9000000 /dev/zero >/data/d/a; chmod 0 /data/d; sleep 999",
 }
 
@@ -167,6 +205,47 @@ async def test_program_over_its_quota_is_ended_for_good(here, how):
     assert await here.call("service.delete", name="web", data=True) == {"ok": True}
     await here.put("web", "echo up; sleep 999", data=one)
     await here.until_said("up", "web")
+
+
+# What the daemon finds of processes of its own user: what it may go on with, or the code of their end.
+LOOK = """
+import asyncio, ctypes, os, signal, sys
+from pathlib import Path
+from latticed.host.program.data import KeptDirectory
+from latticed.host.program.data_tree import DataUse
+
+def process(*, dumpable=1, ends=False):
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        ctypes.CDLL(None).prctl(4, dumpable, 0, 0, 0)
+        os.write(writing, b"x")
+        ends or signal.pause()
+        os._exit(0)
+    os.read(reading, 1)
+    if ends:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+ours, hiding, ended = process(), process(dumpable=0), process(ends=True)
+for roots in ((ours, ended), (ours, hiding), (hiding, ended)):
+    found = KeptDirectory(Path(sys.argv[1]), DataUse(bytes=1 << 30, files=10))._look(roots)
+    print(found.code if found else "goes on")
+for pid in (ours, hiding):
+    os.kill(pid, signal.SIGKILL)
+for _ in range(3):
+    os.wait()
+"""
+
+
+def test_process_that_hides_which_files_it_has_is_over_its_quota():
+    """One that has ended hides nothing. Where no process can be looked at, the host is at fault, and none is ended."""
+    nobody = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        command = [sys.executable, "-P", "-c", LOOK, place]
+        environment = {**os.environ, "PYTHONPATH": os.fspath(Path(__file__).parents[3])}
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, **nobody)
+    assert found.stdout.split("\n")[:-1] == ["goes on", "data_full", "goes on"]
 
 
 async def test_overshoot_is_bounded_by_what_is_written_between_two_looks(here, tmp_path):
