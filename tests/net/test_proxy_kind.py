@@ -23,7 +23,7 @@ from latticed.plans.programs import ProgramTools
 from latticed.plans.proxy import ProxyKind
 from latticed.system.proxy import decode, devices, ends, subscriptions
 from latticed.system.proxy.subscriptions import Format
-from tests.house import cores, ports, proxies
+from tests.house import cores, faults, ports, proxies
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX)]
 USER = "daemon"
@@ -352,6 +352,20 @@ def test_a_core_that_writes_its_own_file_is_drift_and_started_anew_undone_and_en
     kind.restore(b"", tools)
     assert not Path(f"/proc/{before}").exists()
     assert os.listdir(kind.directory) == []
+
+
+def test_a_core_that_fills_the_disk_with_its_own_file_keeps_no_change(kind, tools):
+    account = pwd.getpwnam(USER)
+    Path(kind.directory).mkdir()
+    with faults.small_disk(Path(kind.directory), kib=256, uid=0):
+        Path(kind.directory).chmod(0o711)
+        for intent in (document("anna"), document("anna", "ben")):
+            committed(kind, intent, tools)
+            as_core(account, kind, "cat /dev/zero 2>/dev/null >started.json || true")
+            with pytest.raises(OSError):
+                Path(kind.directory, "more").write_bytes(bytes(8_192))
+        kind.restore(b"", tools)
+        assert os.listdir(kind.directory) == ["more"]
 
 
 def as_core(account, kind, command):
