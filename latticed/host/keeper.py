@@ -9,14 +9,15 @@ from __future__ import annotations
 import abc
 import asyncio
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import msgspec
 
 from latticed.kit import logs
+from latticed.kit.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from latticed.ledger import Ledger, Transaction
     from latticed.ledger.ddns import DdnsRow
@@ -50,11 +51,11 @@ class Keeper(abc.ABC, Generic[Item]):
         self._delete_rows = delete_rows
         self._kept: dict[tuple[str, ...], Item] = {}
         self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._background = BackgroundTasks()
 
     async def __aexit__(self, *_: object) -> None:
         # Changes under way first: one may still add an item, which must be among those that are stopped below.
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.ended()
         await self._stop(list(self._kept.values()))
         self._kept.clear()
 
@@ -121,13 +122,4 @@ class Keeper(abc.ABC, Generic[Item]):
                 return await change()
 
         # Shielded: cancelled between the write and the change in memory, the two would differ until the next start.
-        return await asyncio.shield(self._background(in_turn()))
-
-    def _background(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that `__aexit__` waits for. Its exception is retrieved here, as a cancelled caller does not."""
-        task = asyncio.create_task(work)
-        # The event loop keeps only weak references to tasks (asyncio.create_task): else it may be collected.
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
-        return task
+        return await self._background.whole(in_turn())

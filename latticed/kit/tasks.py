@@ -53,6 +53,29 @@ def first_error() -> Iterator[None]:
         raise several.exceptions[0] from None
 
 
+class BackgroundTasks:
+    """Tasks of one owner, which go on when whoever began them is cancelled; the owner awaits `ended` at its end."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()  # the loop holds tasks only weakly
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run `work` as a task. Its exception is retrieved here, as a cancelled caller does not."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda ended: None if ended.cancelled() else ended.exception())
+        return task
+
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, which goes on to its end when the caller is cancelled."""
+        return await asyncio.shield(self.start(work))
+
+    async def ended(self) -> None:
+        """Wait for all of them; their exceptions are their own."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
 async def _fence(work: Coroutine[Any, Any, None], on_error: Callable[[BaseException], None]) -> None:
     """Await `work` as `fenced` says."""
     task = asyncio.current_task()

@@ -22,33 +22,41 @@ log = logs.get_logger()
 class Ticket:
     """A call that is due at some tick; made by `Wheel.add` and `Wheel.every`."""
 
-    __slots__ = ("_callback", "_due", "_period")
+    __slots__ = ("_callback", "_due", "_period", "_tick", "_ticks")
 
-    def __init__(self, callback: Callable[[], None], due: float, period: float) -> None:
+    def __init__(self, ticks: dict[int, dict[Ticket, None]], callback: Callable[[], None], period: float) -> None:
+        self._ticks = ticks  # those of its wheel
         self._callback: Callable[[], None] | None = callback
-        self._due, self._period = due, period  # in ticks; a period of 0 is a single call
+        self._due, self._period = 0.0, period  # in ticks; a period of 0 is a single call
+        self._tick = 0
 
     def cancel(self) -> None:
         """Do not call any more. Any number of times, also from within the call."""
         self._callback = None
+        # Removed at once: those that are made and cancelled again and again would pile up until they were due.
+        others = self._ticks.get(self._tick, {})
+        if self in others:
+            del others[self]
+            if not others:
+                del self._ticks[self._tick]
 
 
 class Wheel:
     """Calls back after a delay or periodically, never early, at most a tick late (plus what other calls take).
 
     Callbacks are short and never block; they are called on the loop that runs `run`. When one raises, that is logged,
-    it keeps its period, and the others are called all the same. A cancelled ticket is dropped at the tick it was due.
+    it keeps its period, and the others are called all the same.
     """
 
     def __init__(self, source: clock.Clock | None = None) -> None:
         self._clock = source or clock.SystemClock()
-        self._due: dict[int, list[Ticket]] = {}  # tick -> tickets
+        self._due: dict[int, dict[Ticket, None]] = {}  # tick -> tickets, in the order in which they were entered
         self._turned = math.floor(self._now())  # every tick up to this one has been served
         self._wanted = asyncio.Event()
 
     def add(self, delay_s: float, callback: Callable[[], None]) -> Ticket:
         """Call `callback` once, `delay_s` seconds from now."""
-        return self._insert(Ticket(callback, self._now() + max(delay_s, 0.0) / TICK_S, 0.0))
+        return self._insert(Ticket(self._due, callback, 0.0), self._now() + max(delay_s, 0.0) / TICK_S)
 
     def every(self, period_s: float, callback: Callable[[], None], *, first_s: float | None = None) -> Ticket:
         """Call `callback` every `period_s` seconds (at least a tick), first after `first_s` (default: one period).
@@ -59,7 +67,7 @@ class Wheel:
         """
         period = max(period_s / TICK_S, 1.0)
         first = period if first_s is None else max(first_s, 0.0) / TICK_S
-        return self._insert(Ticket(callback, self._now() + first, period))
+        return self._insert(Ticket(self._due, callback, period), self._now() + first)
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Serve the ticks as they come, until cancelled; an empty wheel waits, without waking up. Tests
@@ -87,7 +95,7 @@ class Wheel:
         return sum(self._serve(ticket) for tick in due for ticket in self._due.pop(tick))
 
     def __len__(self) -> int:
-        """Tickets held, cancelled ones that are not due yet included."""
+        """Calls that are to come."""
         return sum(len(tickets) for tickets in self._due.values())
 
     def _serve(self, ticket: Ticket) -> int:
@@ -102,15 +110,16 @@ class Wheel:
         # The next multiple of the period after now: what was missed is left out, the phase stays.
         if ticket._period and ticket._callback is not None:  # noqa: SLF001
             behind = max(self._now() - ticket._due, 0.0)  # noqa: SLF001
-            ticket._due += ticket._period * max(math.ceil(behind / ticket._period), 1)  # noqa: SLF001
-            self._insert(ticket)
+            next_due = ticket._due + ticket._period * max(math.ceil(behind / ticket._period), 1)  # noqa: SLF001
+            self._insert(ticket, next_due)
         return 1
 
-    def _insert(self, ticket: Ticket) -> Ticket:
-        """Enter a ticket at the tick at which it is due, and wake `run` if it waits for one; returns the ticket."""
+    def _insert(self, ticket: Ticket, due: float) -> Ticket:
+        """Enter a ticket that is due at `due`, in ticks, and wake `run` if it waits for one; returns the ticket."""
+        ticket._due = due  # noqa: SLF001
         # Rounded up: never early. At the earliest the next tick: one that has been served is not looked at again.
-        tick = max(math.ceil(ticket._due), self._turned + 1)  # noqa: SLF001
-        self._due.setdefault(tick, []).append(ticket)
+        ticket._tick = tick = max(math.ceil(due), self._turned + 1)  # noqa: SLF001
+        self._due.setdefault(tick, {})[ticket] = None
         self._wanted.set()
         return ticket
 

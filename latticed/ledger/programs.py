@@ -45,21 +45,24 @@ def put(
 
     A candidate that was being tried is dropped. The quota counts programs of this kind only.
     """
-    if get(tx, plugin_id, kind, name) is None:
+    if not settle(tx, plugin_id, kind, name, spec, now_us=now_us):
         quotas.check_one_more(tx, "programs", plugin_id, quota, what=kind + "s{whose}", where=f"kind = '{kind}'")
         tx.execute(
             f"INSERT INTO programs ({_COLUMNS}) VALUES (?,?,?,?,'',?,?)",  # noqa: S608 - constants
             (plugin_id, kind, name, spec, now_us, now_us),
         )
-    else:
-        tx.execute(
-            "UPDATE programs SET spec = ?, candidate = '', updated_at = ?"
-            " WHERE plugin_id = ? AND kind = ? AND name = ?",
-            (spec, now_us, plugin_id, kind, name),
-        )
     row = get(tx, plugin_id, kind, name)
     assert row is not None  # noqa: S101 - put in just now
     return row
+
+
+def settle(tx: Transaction, plugin_id: str, kind: Kind, name: str, spec: str, *, now_us: int) -> bool:
+    """Change the spec of a program, and drop its candidate; False when there is no such program."""
+    tx.execute(
+        "UPDATE programs SET spec = ?, candidate = '', updated_at = ? WHERE plugin_id = ? AND kind = ? AND name = ?",
+        (spec, now_us, plugin_id, kind, name),
+    )
+    return tx.changes() > 0
 
 
 def consider(tx: Transaction, plugin_id: str, kind: Kind, name: str, candidate: str) -> bool:

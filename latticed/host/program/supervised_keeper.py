@@ -135,5 +135,5 @@ class SupervisedKeeper(Keeper[Supervised]):
             if one.program.started and not one.program.stopping:
                 log.info(stopped, plugin_id=one.plugin_id, name=one.name, code=refusal.code)
                 one.program.stopping = True
-                stopping = self._background(one.stop())  # not awaited: a slow stop must not delay other items
+                stopping = self._background.start(one.stop())  # not awaited: a slow stop must not delay other items
                 stopping.add_done_callback(lambda _: self._wanted.set())  # permitted again meanwhile: start it now

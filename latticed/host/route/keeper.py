@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar, cast
 
 from latticed.host.call import HostError
 from latticed.host.route import public_token
@@ -19,6 +19,7 @@ from latticed.host.route import table as prefixes
 from latticed.host.route.targets import FilesServed, Invoked, Proxied, Templated, compiled
 from latticed.host.static import calls as static_calls
 from latticed.kit import logs, passwords
+from latticed.kit.tasks import BackgroundTasks
 from latticed.kit.value import Value
 from latticed.ledger import routes as rows
 from latticed.model import egress
@@ -27,7 +28,7 @@ from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from latticed.host.permissions import Permissions
     from latticed.host.route.spec import RouteSpec
@@ -46,6 +47,7 @@ RECHECK_S: Final = 1.0
 LISTEN_S: Final = 1.0
 """How long `put` waits for the listener to start."""
 
+T = TypeVar("T")
 log = logs.get_logger()
 
 
@@ -132,6 +134,7 @@ class RouteKeeper:
         self._routes: dict[tuple[str, str], StoredRoute] = {}  # by plugin and path, in the order they were put
         # Put, delete and forget wait for the ledger between table and dict: one at a time, so that both agree.
         self._changing = asyncio.Lock()
+        self._background = BackgroundTasks()
         self._stack = contextlib.ExitStack()
 
     async def __aenter__(self) -> Self:
@@ -154,6 +157,7 @@ class RouteKeeper:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._background.ended()
         self._stack.close()
 
     async def put(self, plugin_id: str, spec: RouteSpec) -> RouteListener:
@@ -168,8 +172,7 @@ class RouteKeeper:
         if spec.target == "static" and not self._leads_somewhere(plugin_id, spec):
             raise HostError(Denial.BAD_PARAMS, static_calls.not_shared(spec.plugin or plugin_id))
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
-        async with self._changing:
-            await self._replace(route)
+        await self._change(self._replace(route))
         # After the lock is released: other changes do not wait for the listener.
         return await self._table(spec).wait_for_listener(LISTEN_S)
 
@@ -182,22 +185,26 @@ class RouteKeeper:
             return
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
         key, encoded, now_us = (plugin_id, spec.path), route_spec.encoded(spec), self._clock.wall_us()
-        async with self._changing:
+
+        async def store() -> None:
             await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
             if (old := self._routes.get(key)) is not None:
                 self._release(old)
             self._routes[key] = route
             self._recheck([route])
 
+        await self._change(store())
+
     async def delete(self, plugin_id: str, path: str) -> bool:
         """Delete a route; False when the plugin has none at `path`. Problem ledger_unavailable, and the route stays."""
-        key = (plugin_id, prefixes.normalised(path))
-        async with self._changing:
-            if key not in self._routes:
-                return False
-            # The row first: when this write fails, the route is still stored and still served.
-            await self._ledger.write(lambda tx: rows.delete(tx, *key), durable=True)
-            self._release(self._routes.pop(key))
+        return await self._change(self._delete((plugin_id, prefixes.normalised(path))))
+
+    async def _delete(self, key: tuple[str, str]) -> bool:
+        if key not in self._routes:
+            return False
+        # The row first: when this write fails, the route is still stored and still served.
+        await self._ledger.write(lambda tx: rows.delete(tx, *key), durable=True)
+        self._release(self._routes.pop(key))
         return True
 
     def stored(self, plugin_id: str) -> dict[str, str]:
@@ -231,11 +238,24 @@ class RouteKeeper:
 
     async def forget(self, plugin_id: str) -> None:
         """Delete all routes of a plugin that was forgotten or taken over. Problem ledger_unavailable."""
-        async with self._changing:
-            # Unlike in `delete`, released before the write: even if that fails, nothing answers for the old plugin.
-            for key in [key for key in self._routes if key[0] == plugin_id]:
-                self._release(self._routes.pop(key))
-            await self._ledger.write(lambda tx: rows.clear(tx, plugin_id))
+        await self._change(self._forget(plugin_id))
+
+    async def _forget(self, plugin_id: str) -> None:
+        # Unlike in `delete`, released before the write: even if that fails, nothing answers for the old plugin.
+        for key in [key for key in self._routes if key[0] == plugin_id]:
+            self._release(self._routes.pop(key))
+        await self._ledger.write(lambda tx: rows.clear(tx, plugin_id))
+
+    async def _change(self, change: Coroutine[Any, Any, T]) -> T:
+        """The result of `change`, one at a time, and whole even when the caller is cancelled (the deadline of a host
+        call, the end of a plugin): else memory and ledger would differ until the next start.
+        """
+
+        async def in_turn() -> T:
+            async with self._changing:
+                return await change
+
+        return await self._background.whole(in_turn())
 
     # What operators see.
 
@@ -311,29 +331,28 @@ class RouteKeeper:
     async def _replace(self, route: StoredRoute) -> None:
         """Claim first, then store: a refused claim leaves no row, and a failed write no claim."""
         key = (route.plugin_id, route.spec.path)
-        # What is replaced, and whether it was served: both are needed to undo.
         old = self._routes.get(key)
-        was_claimed = old is not None and old.claim is not None
         try:
             self._claim(route)
         except Problem as problem:
             raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.reason}") from problem
         # Encoded here, not in the transaction, which runs on the ledger's thread and holds up other writes.
         encoded, now_us = route_spec.encoded(route.spec), self._clock.wall_us()
-        try:
-            await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
-        # Cancellation too: the old route must be served again, and a claim without a row would not survive a restart.
-        except BaseException:
-            self._release(route)
-            if old is not None and was_claimed:
-                self._release(old)
-                # Not simply claimed again: its plugin may have lost the prefix meanwhile, which must not replace the
-                # exception that is raised here.
-                self._recheck([old])
-            raise
         if old is not None:
             self._release(old)  # the new claim replaced it, unless it is in the other table
+        # Before the write: a recheck meanwhile releases it when its plugin loses the permission.
         self._routes[key] = route
+        try:
+            await self._ledger.write(lambda tx: rows.put(tx, *key, encoded, self._quota, now_us=now_us), durable=True)
+        # The old route is served again, and a claim without a row would not survive a restart.
+        except BaseException:
+            self._release(route)
+            if old is None:
+                del self._routes[key]
+            else:
+                self._routes[key] = old
+                self._recheck([old])
+            raise
 
     # What answers, and whether it may.
 

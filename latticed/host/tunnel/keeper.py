@@ -144,9 +144,15 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
             return before
         # First, while the existing tunnel goes on: a spec that is refused here changes nothing.
         tunnel = before or self._made(plugin_id, name, spec)
-        await self._validate(tunnel, spec)
+        try:
+            await self._validate(tunnel, spec)
+            if before is None:
+                await self._record(tunnel, spec)
+        except BaseException:
+            if before is None:  # nobody would remove its directories: there is no tunnel of that name
+                await asyncio.to_thread(self._files(plugin_id, name).clear)
+            raise
         if before is None:
-            await self._record(tunnel, spec)
             self._kept[plugin_id, name] = tunnel
             self._start_permitted(tunnel)
             return tunnel
@@ -200,6 +206,13 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
             lambda tx: rows.put(tx, tunnel.plugin_id, "tunnel", tunnel.name, text, quota, now_us=now_us), durable=True
         )
 
+    async def _settle(self, tunnel: KeptTunnel, spec: TunnelSpec) -> None:
+        """As `_record`, of a tunnel that may be being deleted: then it stays deleted."""
+        now_us, text = self._deps.program.clock.wall_us(), specs.encode(spec)
+        await self._ledger.write(
+            lambda tx: rows.settle(tx, tunnel.plugin_id, "tunnel", tunnel.name, text, now_us=now_us), durable=True
+        )
+
     async def _drop_candidate(self, tunnel: KeptTunnel) -> None:
         """Remove the candidate from the row, so that the stored spec is the only one again. Problem
         ledger_unavailable.
@@ -222,7 +235,7 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
             if await tried.settled():
                 tunnel.replace()
                 with contextlib.suppress(Problem):  # full disk: it runs on, and the next start runs the one before
-                    await self._record(tunnel, spec)
+                    await self._settle(tunnel, spec)
                 tunnel.trial = None
                 log.info("tunnel_changed", plugin_id=tunnel.plugin_id, name=tunnel.name)
                 self._renew(tunnel)
@@ -259,7 +272,7 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
         super()._recheck(tunnels)
         for one in tunnels:
             if one.has_unbound:
-                self._background(one.stop_unbound())
+                self._background.start(one.stop_unbound())
 
     async def _stop(self, items: Iterable[KeptTunnel]) -> None:
         tunnels = list(items)

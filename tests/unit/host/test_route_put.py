@@ -6,10 +6,12 @@ import asyncio
 import base64
 import hashlib
 import re
+import threading
 from types import SimpleNamespace
 
 import pytest
 
+from latticed.host.call import HostError
 from latticed.host.route import targets as route_targets
 from latticed.host.route.table import RouteRequest
 from latticed.host.route.targets import MAX_ANSWER_BYTES, MAX_IN_FLIGHT
@@ -283,28 +285,22 @@ async def test_granted_prefix_is_served_until_revoked(world):
 
 
 @pytest.mark.parametrize("granted", [True, False])
-async def test_cancelled_put_leaves_the_earlier_route_if_its_prefix_is_still_granted(world, monkeypatch, granted):
-    """It is cancelled while its row is written; the caller gets CancelledError whether the earlier route returns or
-    not.
-    """
+async def test_put_that_cannot_be_stored_leaves_the_earlier_route_if_its_prefix_is_still_granted(
+    world, monkeypatch, granted
+):
+    """The caller gets the error of the disk whether the earlier route returns or not."""
     world.plugins.granted_prefixes[ID] = frozenset({"/shop/"})
     await world.put(path="/shop/", target="template", template="first")
-    writing = asyncio.Event()
 
     async def write(*_, **__):
-        writing.set()
-        await asyncio.Event().wait()
+        if not granted:
+            world.plugins.granted_prefixes[ID] = frozenset()
+        raise Problem("ledger_unavailable", "the disk is full")
 
     with monkeypatch.context() as patched:
         patched.setattr(world.keeper, "_ledger", SimpleNamespace(write=write))
-        put = asyncio.create_task(world.put(path="/shop/", target="template", template="second"))
-        async with asyncio.timeout(processes.PATIENCE_S):
-            await writing.wait()
-        if not granted:
-            world.plugins.granted_prefixes[ID] = frozenset()
-        put.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await put
+        with pytest.raises(HostError, match="the disk is full"):
+            await world.put(path="/shop/", target="template", template="second")
     if granted:
         assert (await page(world, "/shop/")).body == b"first"
     else:
@@ -571,3 +567,61 @@ def test_headers_passed_to_action_are_bounded():
     assert "x-long" not in told["headers"]
     told = route_targets.invoke_payload(RouteRequest(method="GET", path="/", headers={"Accept": "a\udcff"}))
     assert told["headers"] == {"accept": "a\ufffd"}
+
+
+# Callers that are cancelled: by the deadline of a host call, or the end of their plugin.
+
+
+async def cancelled(world, call):
+    """Cancel `call` while it waits for a slow disk; afterwards the disk has done all that it was asked."""
+    disk = threading.Event()
+    slow = asyncio.create_task(world.ledger.write(lambda _: disk.wait(60)))
+    task = asyncio.ensure_future(call)
+    async with asyncio.timeout(60):
+        while not world.keeper._changing.locked():
+            await asyncio.sleep(0.001)
+    task.cancel()
+    disk.set()
+    await asyncio.gather(task, slow, return_exceptions=True)
+    async with asyncio.timeout(60):
+        while world.keeper._changing.locked():
+            await asyncio.sleep(0.001)
+    assert task.cancelled()
+
+
+async def test_put_of_a_route_that_is_cancelled_on_a_slow_disk_is_the_same_before_and_after_a_restart(tmp_path):
+    """New, and in place of another: it was on disk and not in memory, and a restart served what nobody could delete."""
+    async with routed.opened(tmp_path) as world:
+        await cancelled(world, world.put(path=HERE, **TEMPLATE))
+        assert (await page(world, HERE)).status == 200
+        await cancelled(world, world.put(path=HERE, target="template", template="new"))
+        assert (await page(world, HERE)).body == b"new"
+        assert list(world.keeper.stored(ID)) == [HERE]
+    async with routed.opened(tmp_path) as world:
+        await world.pages.wait_for_listener(processes.PATIENCE_S)
+        assert (await page(world, HERE)).body == b"new"
+
+
+async def test_deletion_of_a_route_that_is_cancelled_on_a_slow_disk_is_the_same_before_and_after_a_restart(tmp_path):
+    async with routed.opened(tmp_path) as world:
+        await world.put(path=HERE, **TEMPLATE)
+        await cancelled(world, world.call(ID, "route.delete", path=HERE))
+        assert world.pages.find(HERE) is None
+        assert (world.kept(), world.keeper.stored(ID)) == ([], {})
+    async with routed.opened(tmp_path) as world:
+        assert (world.kept(), world.keeper.stored(ID)) == ([], {})
+
+
+async def test_plugin_that_may_not_act_while_its_route_is_stored_is_not_served(world):
+    disk = threading.Event()
+    slow = asyncio.create_task(world.ledger.write(lambda _: disk.wait(60)))
+    put = asyncio.create_task(world.put(path=HERE, **TEMPLATE))
+    async with asyncio.timeout(60):
+        while not world.keeper.stored(ID):
+            await asyncio.sleep(0.001)
+    world.plugins.live.remove(ID)
+    world.keeper.recheck(ID)
+    assert world.pages.find(HERE) is None
+    disk.set()
+    await asyncio.gather(put, slow, return_exceptions=True)
+    assert world.pages.find(HERE) is None

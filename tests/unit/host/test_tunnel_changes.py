@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,6 +226,21 @@ async def test_credentials_that_the_edge_refuses_are_not_tried_again(tmp_path):
         found = await here.until_state("failed")
         assert found["last_error"]["code"] == "credentials_refused"
         assert (edge.registered, tree()) == (0, set())
+
+
+async def test_tunnel_that_is_deleted_while_its_change_connects_stays_deleted(tmp_path):
+    """The disk is slow: the row is being deleted when the trial connects and would be stored."""
+    disk = threading.Event()
+    async with published(tmp_path) as (here, edge, service):
+        await here.put(rule(HOST, service), rule("one.example.com", service))
+        slow = asyncio.create_task(here.ledger.write(lambda _: disk.wait(60)))
+        deleted = asyncio.create_task(here.call("tunnel.delete", name="main"))
+        await until(lambda: here.one.trying is None, "the trial to be over")
+        disk.set()
+        assert (await deleted)["ok"] is True
+        await slow
+        await here.ledger.write(lambda _: None)
+        assert (here.row(), here.tunnels.of(A.plugin_id)) == (None, [])
 
 
 async def test_full_disk_refuses_a_change_and_leaves_what_runs(tmp_path, monkeypatch):

@@ -321,6 +321,10 @@ async def test_tunnel_over_quota_and_tunnels_of_other_plugins_are_refused(tmp_pa
         await here.put(rule())
         with pytest.raises(HostError, match="quota_exceeded"):
             await here.put(rule(), name="second")
+        with pytest.raises(HostError):
+            await here.put(rule("refused.example.com"), name="third")
+        # What was refused leaves no directory, which nobody would remove.
+        assert [one.name for one in (here.home / "state" / "tunnels").iterdir()] == [f"{A.plugin_id}+main"]
         assert (await here.call("tunnel.status", B))["tunnels"] == []
         with pytest.raises(HostError, match="not_found"):
             await here.call("tunnel.status", B, name="main")

@@ -163,3 +163,31 @@ async def test_timer_call_is_made_with_the_real_clock():
         await came.wait()
     running.cancel()
     await asyncio.wait([running])
+
+
+def test_cancelled_timer_call_is_not_held_until_it_was_due():
+    """One that is replaced again and again, each a day ahead, takes no more room than one."""
+    turning = wheel.Wheel(Time())
+    kept = turning.add(86_400, lambda: None)
+    for _ in range(1_000):
+        turning.every(86_400, lambda: None).cancel()
+        turning.add(30, lambda: None).cancel()
+    assert (len(turning), len(turning._due)) == (1, 1)
+    kept.cancel()
+    kept.cancel()
+    assert (len(turning), turning._due) == (0, {})
+
+
+def test_timer_calls_of_one_tick_may_cancel_each_other():
+    time, made = Time(), []
+    turning = wheel.Wheel(time)
+    later = []
+
+    def call(number):
+        made.append(number)
+        later[1].cancel()
+        later[2].cancel()
+
+    later += [turning.every(1, lambda number=number: call(number)) for number in range(4)]
+    _turn(turning, time, 1.1)
+    assert (made, len(turning)) == ([0, 3], 2)
