@@ -111,7 +111,8 @@ def _guarded(handler: _Handler) -> _Handler:
         except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked
             if broken_off := _broken_off(connection, request, error):
                 return broken_off
-            _tell_failure("request_failed", request, error)
+            if count := _worth_telling(request, error):
+                log.error("request_failed", method=request.method, path=request.path, count=count, exc_info=error)
             return problems.response(Problem("internal", "the daemon failed to answer, see its log"))
         finally:
             connection.answered()
@@ -122,17 +123,17 @@ def _guarded(handler: _Handler) -> _Handler:
 def _broken_off(connection: ControlConnection, request: web.Request, error: Exception) -> web.StreamResponse | None:
     """The answer that had begun when `error` came, and is cut now; None where none had, so that one can tell of it."""
     answer = connection.cut_short()
-    if answer is not None and not isinstance(error, ConnectionError):  # a client that leaves is not worth a log line
-        _tell_failure("answer_broken_off", request, error)
+    # A client that leaves is not worth a log line.
+    if answer is not None and not isinstance(error, ConnectionError) and (count := _worth_telling(request, error)):
+        log.error("answer_broken_off", path=request.path, error=repr(error), count=count, exc_info=error)
     return answer
 
 
-def _tell_failure(what: str, request: web.Request, error: Exception) -> None:
-    """Log an unexpected exception. Repeats are counted, not logged: a client that can cause one could fill the disk."""
-    count = _failures.take((request.method, type(error).__name__, str(error)[:80]), time.monotonic())
-    if count is not None:
-        # `error` besides the traceback: the text of a Problem, which is not one of latticed's faults.
-        log.error(what, error=repr(error), method=request.method, path=request.path, count=count, exc_info=error)
+def _worth_telling(request: web.Request, error: Exception) -> int | None:
+    """How many times such an error came, where that is to be logged; repeats are counted, and few of them logged: a
+    client that can cause one could fill the disk.
+    """
+    return _failures.take((request.method, type(error).__name__, str(error)[:80]), time.monotonic())
 
 
 def _json(answer: Any) -> web.Response:
