@@ -108,7 +108,7 @@ def _guarded(handler: _Handler) -> _Handler:
             return connection.cut_short() or problems.response(problems.Stopping(begun=True))
         except web.HTTPException:  # aiohttp's own, of a body that is too large
             raise
-        except Exception as error:  # noqa: BLE001 - the last resort: told in the log, a problem for who asked
+        except Exception as error:
             if broken_off := _broken_off(connection, request, error):
                 return broken_off
             if count := _worth_telling(request, error):

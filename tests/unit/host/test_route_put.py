@@ -19,7 +19,7 @@ from latticed.kit.log_limit import LogLimiter
 from latticed.ledger import routes as rows
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
-from tests.house import backends, ingresses, processes, routed
+from tests.house import backends, in_process, ingresses, processes, routed
 from tests.house.routed import ID
 
 OTHER = "acme.other"
@@ -577,15 +577,11 @@ async def cancelled(world, call):
     disk = threading.Event()
     slow = asyncio.create_task(world.ledger.write(lambda _: disk.wait(60)))
     task = asyncio.ensure_future(call)
-    async with asyncio.timeout(60):
-        while not world.keeper._changing.locked():
-            await asyncio.sleep(0.001)
+    await in_process.until(world.keeper._changing.locked, "its turn")
     task.cancel()
     disk.set()
     await asyncio.gather(task, slow, return_exceptions=True)
-    async with asyncio.timeout(60):
-        while world.keeper._changing.locked():
-            await asyncio.sleep(0.001)
+    await in_process.until(lambda: not world.keeper._changing.locked(), "its end")
     assert task.cancelled()
 
 
@@ -616,9 +612,7 @@ async def test_plugin_that_may_not_act_while_its_route_is_stored_is_not_served(w
     disk = threading.Event()
     slow = asyncio.create_task(world.ledger.write(lambda _: disk.wait(60)))
     put = asyncio.create_task(world.put(path=HERE, **TEMPLATE))
-    async with asyncio.timeout(60):
-        while not world.keeper.stored(ID):
-            await asyncio.sleep(0.001)
+    await in_process.until(lambda: world.keeper.stored(ID), "the route")
     world.plugins.live.remove(ID)
     world.keeper.recheck(ID)
     assert world.pages.find(HERE) is None

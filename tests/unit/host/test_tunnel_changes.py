@@ -231,7 +231,7 @@ async def test_credentials_that_the_edge_refuses_are_not_tried_again(tmp_path):
 async def test_tunnel_that_is_deleted_while_its_change_connects_stays_deleted(tmp_path):
     """The disk is slow: the row is being deleted when the trial connects and would be stored."""
     disk = threading.Event()
-    async with published(tmp_path) as (here, edge, service):
+    async with published(tmp_path) as (here, _edge, service):
         await here.put(rule(HOST, service), rule("one.example.com", service))
         slow = asyncio.create_task(here.ledger.write(lambda _: disk.wait(60)))
         deleted = asyncio.create_task(here.call("tunnel.delete", name="main"))
