@@ -290,6 +290,7 @@ class Leader:
             await self._engine.provide(self._streams)
         # What is there as it was is known already: nothing is judged anew because of another connection.
         await self._follow()
+        await self._close_overtaken()
         self._shelf_shared = None
         await self._learn_desired()
         async for batch in self._engine.all_statuses():
@@ -304,6 +305,21 @@ class Leader:
             log.info("lead_taken", nodes=len(self._core.nodes), assignments=len(self._core.assignments))
             await self._publish_shared()
             await self._put_bundles()
+
+    async def _close_overtaken(self) -> None:
+        """End rollouts whose nodes another one has since: of one that began here and was told to nobody, whoever led
+        meanwhile did not know.
+        """
+        core = self._core
+        async with core.changing:
+            rollouts = list(core.rollouts.values())
+            ended = [
+                records.superseded(one, later.name, now_s=core.now_s())
+                for one in rollouts
+                if not one.over and (later := records.overtaken_by(one, rollouts))
+            ]
+            if ended:
+                await core.keep(rollouts=ended)
 
     async def _make_streams(self) -> None:
         """Without them there is no lease to be had."""
@@ -382,9 +398,7 @@ class Leader:
         core = self._core
         if (present := core.shelf) is not self._shelf_shared:
             for kind, signed in list(present.envelopes()):
-                key = _shared_name(kind, signed)
-                if self._shared.get(key, (0, b""))[1] != signed.envelope:
-                    await self._share(key, signed.envelope)
+                await self._share_document(kind, signed)
             self._shelf_shared = present
         # Nobody believes a record of a controller that no operator certified.
         if self.may_sign(core.now_s()) not in {"", "controller_expired"}:
@@ -397,6 +411,17 @@ class Leader:
                     await self.share(record)
                 except Malformed as error:  # the others know it as it was before
                     self._tell(f"sharing {key}", str(error))
+
+    async def _share_document(self, kind: str, signed: Signed) -> None:
+        key = _shared_name(kind, signed)
+        if self._shared.get(key, (0, b""))[1] != signed.envelope:
+            await self._share(key, signed.envelope)
+
+    async def share_rollout(self, record: RolloutRecord) -> None:
+        """Have the other controllers find a rollout, and its intent before. As `share`."""
+        if (intent := self._core.shelf.intents.get(record.release)) is not None:
+            await self._share_document("intent", intent)
+        await self.share(record)
 
     async def share(self, record: RolloutRecord | JoinedRecord) -> None:
         """Have the other controllers find a record. EngineUnavailable; Conflict where another one has left its own

@@ -1,7 +1,11 @@
-"""What operators ask of a controller: documents, bundles, rollouts, invocations. What is answered is on disk before."""
+"""What operators ask of a controller: documents, bundles, rollouts, invocations. What is answered is on disk before.
+
+Of rollouts the other controllers were told before, too: who takes over goes on from what an operator was answered.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 _ANSWER_S: Final = 35.0
 """For a node to answer an invocation; its agent gives up after 30 s."""
+_TRIES: Final = 3
+"""To share a record where something else was put meanwhile."""
 _URL: Final = re.compile(r"https://[^\s\\]{1,480}")
 _WHY: Final = {
     "intent_unknown": "expected an intent that was given to this controller, found none of this name",
@@ -125,9 +131,9 @@ class FleetOperations:
         """Begin a rollout. Problem intent_*, controller_*, rollout_empty, rollout_running, exists,
         too_large, engine_unavailable.
         """
-        self.check_leader()
         core = self._core
         async with core.changing:
+            self.check_leader()
             now_s = core.now_s()
             self.check_counts(wanted.intent, now_s)
             if trouble := self._leader.may_sign(now_s):
@@ -154,19 +160,20 @@ class FleetOperations:
             self._check_size(record)
             ended = self._superseding(record, now_s)
             await core.keep(rollouts=[*ended, record], sources={wanted.intent: record.sources})
-        core.work.set()
-        return self.rollout_view(record)
+        return await self._told(*ended, record)
 
     async def act(self, name: str, what: str, reason: str) -> view.RolloutView:
-        """Halt, resume or take back a rollout (`what`: halt, resume, back). Problem not_found, invalid_transition."""
-        self.check_leader()
+        """Halt, resume or take back a rollout (`what`: halt, resume, back). Problem not_found, invalid_transition,
+        no_way_back; engine_unavailable: it is kept, and others may not know of it.
+        """
         core = self._core
         async with core.changing:
+            self.check_leader()
             record = core.rollouts.get(name)
             if record is None:
                 raise Problem("not_found", f"expected a rollout, found none of the name {name}", _LIST)
             now_s = core.now_s()
-            if record.closed or (what == "back" and self._later(record)):
+            if record.closed or (what == "back" and records.overtaken_by(record, core.rollouts.values())):
                 reason = f"expected a rollout whose nodes it has still, found {name} ended"
                 raise Problem("invalid_transition", reason, _LIST)
             plain = record.rollout()
@@ -180,8 +187,33 @@ class FleetOperations:
                 )
             fresh = record.having(after, now_s=now_s)
             await core.keep(rollouts=[fresh])
-        core.work.set()
-        return self.rollout_view(fresh)
+        return await self._told(fresh)
+
+    async def _told(self, *kept: RolloutRecord) -> view.RolloutView:
+        """The last of these once the other controllers find them all. Problem engine_unavailable, controller_*."""
+        core = self._core
+        try:
+            if (code := self._leader.may_sign(core.now_s())) not in {"", "controller_expired"}:
+                raise Problem(code, f"{_WHY[code]}: it is kept here, and no other controller believes it", _SIGN)
+            for record in kept:
+                await self._share(record)
+        except (EngineUnavailable, Conflict) as error:
+            reason = f"the message system does not take it: {error}; it is kept here, and others may not know of it"
+            hint = "a controller that takes over goes on without it: latticectl fleet status there, then ask again"
+            raise Problem("engine_unavailable", reason, hint) from error
+        except Malformed as error:  # a reason, or ways back that are lost, have made it larger than when it began
+            reason = f"expected a rollout that other controllers can be told of: {error}; it is kept here"
+            raise Problem("too_large", reason, _LIST) from error
+        finally:
+            core.work.set()
+        return self.rollout_view(core.rollouts.get(kept[-1].name, kept[-1]))
+
+    async def _share(self, record: RolloutRecord) -> None:
+        for _ in range(_TRIES):
+            with contextlib.suppress(Conflict):  # what is there was learnt: perhaps this one, by the leader's own round
+                await self._leader.share_rollout(self._core.rollouts.get(record.name, record))
+                return
+        raise Conflict(f"expected to put {record.name} there, found others who do, again and again")
 
     def rollout_view(self, record: RolloutRecord) -> view.RolloutView:
         """As the API shows it, with the nodes as they are now."""
@@ -328,15 +360,6 @@ class FleetOperations:
                 raise Problem("rollout_running", f"expected nodes of no other rollout, found {one.name} running", hint)
             ended.append(records.superseded(one, record.name, now_s=now_s))
         return ended
-
-    def _later(self, record: RolloutRecord) -> bool:
-        """Whether another rollout had nodes of this one since."""
-        nodes = set(record.nodes)
-        return any(
-            one.began > record.began and not nodes.isdisjoint(one.nodes)
-            for one in self._core.rollouts.values()
-            if one is not record
-        )
 
 
 _READ: Final = "look at the disk of the controller's state directory, then hand it over again"

@@ -20,6 +20,8 @@ from latticed.fleet.judging import Refusal
 from latticed.fleet.rollout import GatePolicy, Rollout, RolloutState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from latticed.fleet.controller.shelf import DocumentShelf
@@ -243,6 +245,13 @@ def halted(record: RolloutRecord, reason: str, *, now_s: int) -> RolloutRecord:
     if record.over or record.state is not RolloutState.RUNNING:
         return record
     return record.changing(now_s, state=RolloutState.HALTED, reason=reason)
+
+
+def overtaken_by(record: RolloutRecord, rollouts: Iterable[RolloutRecord]) -> RolloutRecord | None:
+    """Another rollout that began later and has some of its nodes."""
+    later = [one for one in rollouts if one.began > record.began]
+    nodes = set(record.nodes) if later else set()
+    return next((one for one in later if not nodes.isdisjoint(one.nodes)), None)
 
 
 def superseded(record: RolloutRecord, name: str, *, now_s: int) -> RolloutRecord:

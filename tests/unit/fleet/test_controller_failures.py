@@ -16,10 +16,11 @@ import pytest
 
 from latticed.fleet import controller_view as view
 from latticed.fleet import documents
-from latticed.fleet.controller import bundle_files, database, lease
+from latticed.fleet.controller import bundle_files, database, lease, records
 from latticed.fleet.documents import Assignment
 from latticed.fleet.nats_engine import NatsControllerEngine
 from latticed.model.errors import Problem
+from latticed.trust import key_files
 from tests.house import bundles, controller_processes, fleets, long, nats_servers
 from tests.house import fleet_controllers as house
 from tests.house.fleet_controllers import until
@@ -311,6 +312,122 @@ async def test_controller_that_loses_its_lease_stops_at_once(servers, operator, 
             # Nobody renews it: it is taken again, and the rollout can begin.
             await controlled.leads()
             await controlled.reaches(await controlled.roll(intent), "done")
+
+
+LONG_LEASE = lease.LeasePeriods(ttl_s=30, renew_s=0.4, margin_s=0.5, look_s=0.2)
+
+
+async def known(controlled, operator, names):
+    """The controller knows nodes of these names, which are away."""
+    for name in names:
+        await controlled.give(operator.node(name, fleets.public(key_files.generate())))
+
+
+async def test_operator_who_is_answered_has_told_the_controller_that_takes_over(servers, operator, tmp_path):
+    """The leader goes away at once, before its next round."""
+    async with (
+        house.running(servers, tmp_path, operator=operator) as first,
+        house.running(servers, tmp_path, operator=operator, name="c2") as second,
+    ):
+        await until(lambda: first.leader.acts or second.leader.acts)
+        leads, other = (first, second) if first.leader.acts else (second, first)
+        await known(leads, operator, ["h1", "h2", "h3"])
+        intent = await leads.give(operator.intent())
+        await ended(leads, "controller lead")
+        name = await leads.roll(intent, policy=view.PolicyView(patience_s=3_600))
+        assert (await leads.operations.act(name, "halt", "the shop is slow")).state == "halted"
+        await ended(leads, "controller keep")
+        await leads.running.lease.release()
+        await other.leads()
+        assert (other.rollout(name).state, other.rollout(name).reason) == ("halted", "the shop is slow")
+
+
+async def ended(controlled, name):
+    """End the tasks of a controller that have this name."""
+    tasks = [one for one in controlled.running._tasks if one.get_name() == name]
+    for one in tasks:
+        one.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_operator_is_told_that_other_controllers_may_not_know(servers, operator, tmp_path):
+    async with house.running(servers, tmp_path, operator=operator, lease=LONG_LEASE) as controlled:
+        await controlled.leads()
+        await known(controlled, operator, ["h1", "h2", "h3"])
+        intent = await controlled.give(operator.intent())
+        name = await controlled.roll(intent, policy=view.PolicyView(patience_s=3_600))
+        servers.servers[0].kill()
+        with pytest.raises(Problem, match="it is kept here, and others may not know of it") as refused:
+            await controlled.operations.act(name, "halt", "")
+        assert refused.value.code == "engine_unavailable"
+        assert controlled.rollout(name).state == "halted"
+        await until(lambda: not controlled.running.connection.up)
+        with pytest.raises(Problem) as refused:
+            await controlled.roll(intent, name="more")
+        assert refused.value.code == "engine_unavailable"
+        servers.servers[0].start()
+
+        async def told():
+            kept = await controlled.running.engine.get(f"rollout-{name}")
+            return records.found(kept.data, controlled.core.shelf).state == "halted"
+
+        await nats_servers.until(lambda: quiet(told()))
+
+
+async def test_rollout_does_not_begin_by_a_controller_that_lost_its_lease_while_it_was_asked(
+    servers, operator, tmp_path
+):
+    async with (
+        house.running(servers, tmp_path, operator=operator) as controlled,
+        servers.connected("controller") as connection,
+    ):
+        await controlled.leads()
+        await known(controlled, operator, ["h1"])
+        intent = await controlled.give(operator.intent())
+        async with controlled.core.changing:
+            asking = asyncio.ensure_future(controlled.roll(intent))
+            await asyncio.sleep(0)  # it waits for its turn
+            await steal(NatsControllerEngine(connection), {"holder": "c9", "instance": "f" * 32, "at": 1, "until": 2})
+            await until(lambda: not controlled.running.lease.held)
+        with pytest.raises(Problem) as refused:
+            await asking
+        assert refused.value.code == "not_leader"
+        assert controlled.core.rollouts == {}
+
+
+async def test_rollout_that_nobody_was_told_of_ends_where_another_has_its_nodes_since(servers, operator, tmp_path):
+    nodes = [operator.node(name, fleets.public(key_files.generate())) for name in ("h1", "h2", "h3")]
+    policy = view.PolicyView(patience_s=3_600)
+    async with house.running(servers, tmp_path, operator=operator, lease=LONG_LEASE) as first:
+        await first.leads()
+        for one in nodes:
+            await first.give(one)
+        intent = await first.give(operator.intent())
+        async with (
+            first.core.changing
+        ):  # from here to the rollout nothing else runs: it does not see that the server is gone
+            servers.servers[0].kill()
+        with pytest.raises(Problem) as refused:
+            await first.roll(intent, name="untold", policy=policy)
+        assert refused.value.code == "engine_unavailable"
+        began = first.core.rollouts["untold"].began
+    servers.servers[0].start()
+    async with servers.connected("controller") as connection:
+        engine = NatsControllerEngine(connection)
+        await engine.put("lease", b"", (await engine.get("lease")).revision, ttl_s=1)
+    async with house.running(servers, tmp_path, operator=operator, name="c2") as second:
+        await second.leads()
+        for one in nodes:
+            await second.give(one)
+        intent = await second.give(operator.intent())
+        await until(lambda: second.core.now_s() > began)
+        await second.roll(intent, name="told", policy=policy)
+        assert "untold" not in second.core.rollouts
+    async with house.running(servers, tmp_path, operator=operator) as first:
+        await first.leads()
+        assert first.rollout("told").state == "running"
+        assert (first.rollout("untold").state, first.core.rollouts["untold"].over) == ("halted", True)
+        assert "the rollout told has its nodes" in first.rollout("untold").reason
 
 
 async def test_lease_ends_while_its_host_is_suspended(servers, monkeypatch):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import shutil
 import time
@@ -33,6 +34,7 @@ QUICK = {
 LEASE = LeasePeriods(ttl_s=8, renew_s=1.0, margin_s=1.0, look_s=0.2)
 """Longer than a machine under load keeps a process waiting: what is looked at here is not who leads."""
 GATE = GateSettings(sizes=SIZES, settle_s=0.0, patience_s=float(WAIT_S))
+_numbers = itertools.count(1)
 
 
 @dataclass
@@ -172,14 +174,19 @@ async def test_engine_that_lost_its_last_minutes_is_filled_again_and_no_node_goe
 
 
 async def rolled(fleet, intent, **fields):
-    """Begin a rollout; asked for again, as an operator would, when the lease went back with the engine's data."""
-    while True:
+    """Begin a rollout; asked for again, as an operator would, when the lease went back with the engine's data, or while
+    there is no connection. One that began, though the engine did not say that it has it, goes on.
+    """
+    name = f"r{next(_numbers)}"
+    while name not in fleet.controlled.core.rollouts:
         await fleet.controlled.leads()
         try:
-            return await fleet.controlled.roll(intent, **fields)
+            await fleet.controlled.roll(intent, name=name, **fields)
         except Problem as problem:
-            if problem.code != "not_leader":
+            if problem.code not in {"not_leader", "engine_unavailable"}:
                 raise
+            await asyncio.sleep(0.05)
+    return name
 
 
 async def engine_has(fleet, intent):
@@ -222,26 +229,26 @@ async def test_waves_go_on_while_a_server_of_three_is_dead(tmp_path):
 async def test_servers_are_restarted_in_turn_under_load(tmp_path, stopped):
     """One release after the other is given to all nodes, while servers are stopped and started in turn."""
     async with rolling(tmp_path, long.times(10, 300), 3) as fleet:
-        restarted, rolled = asyncio.Event(), []
+        restarted, done = asyncio.Event(), []
 
         async def load():
             while not restarted.is_set():
-                release = await fleet.release(back_to=tuple(rolled[-1:]))
-                name = await fleet.controlled.roll(release, sizes=(len(fleet.nodes.names),))
+                release = await fleet.release(back_to=tuple(done[-1:]))
+                name = await rolled(fleet, release, sizes=(len(fleet.nodes.names),))
                 await fleet.controlled.reaches(name, "done")
-                rolled.append(release)
+                done.append(release)
                 await asyncio.sleep(1.0)  # a node may say something sixty times in five minutes
 
         loading = asyncio.create_task(load())
         for server in fleet.servers.servers[:stopped]:
-            seen = len(rolled)
+            seen = len(done)
             await asyncio.to_thread(server.stop)
-            await nats_servers.until(lambda seen=seen: more(rolled, seen + 2))
+            await nats_servers.until(lambda seen=seen: more(done, seen + 2))
             await asyncio.to_thread(server.start)
             await whole(fleet.controlled.running.engine)
         restarted.set()
         await loading
-        await fleet.all_have(rolled[-1])
+        await fleet.all_have(done[-1])
         await fleet.all_told()
 
 
