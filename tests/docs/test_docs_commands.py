@@ -31,6 +31,7 @@ NOT_RUN = {
     "sudo latticed-apply": "is for root; tests/daemon/test_apply_helper.py starts it with a kind of its own",
     "install -m 755 cloudflared": "no trusted package of it exists; tests/daemon/test_cloudflared.py has its own",
     "cloudflared tunnel": "asks the provider; no trusted package of cloudflared exists",
+    "cat > /etc/apparmor.d": "the kernel of this machine has no AppArmor",
     "install -d -m 755 /etc/latticed/tunnels": "writes to /etc; tests/daemon/test_cloudflared.py has such a directory",
     "latticectl fleet": "takes the operator's directory; tests/unit/ctl/test_ctl_fleet.py types them",
     "latticed-fleet join": "is for root; tests/daemon/test_fleet_agent.py has hosts that join",
@@ -63,9 +64,9 @@ test_checkout.py, in the long run, those marked `checkout`; tests/docs/test_flee
 
 OUTSIDE = {
     *("make check", "make test", "make bench"),
-    *("cloudflared tunnel", "cp -r dist", "rsync -a", "tuf-on-ci-delegate", "git switch"),
+    *("cloudflared tunnel", "cp -r dist", "rsync -a", "tuf-on-ci-delegate", "git switch", "cat > /etc/apparmor.d"),
 }
-"""Those that would run all tests, or need another site, its credentials, or a build of somebody else's."""
+"""Those that would run all tests, or need another site, its credentials, a build of somebody else's, another kernel."""
 
 
 def _shell(page):
