@@ -12,6 +12,8 @@ from latticed.model.hostcall import Denial
 _GZIP: Final = zlib.MAX_WBITS | 16
 _ZLIB: Final = zlib.MAX_WBITS
 _RAW: Final = -zlib.MAX_WBITS
+MAX_MEMBERS: Final = 64
+"""Members of one gzip body. An empty one is 20 bytes, and zlib copies what follows a member."""
 
 
 def decoded(data: bytes, encoding: str, *, limit: int) -> bytes:
@@ -43,7 +45,12 @@ def too_large(limit: int) -> HostError:
 def _inflated(data: bytes, window: int, limit: int) -> bytes:
     """`data` decompressed; never holds more than `limit` + 1 bytes, however much a small body expands to."""
     content = bytearray()
+    members = 0
     while data:  # gzip may be of several members (RFC 1952, section 2.2)
+        members += 1
+        if members > MAX_MEMBERS:
+            expected = f"expected at most {MAX_MEMBERS} members in the answer's gzip body, found more"
+            raise HostError(Denial.SERVICE_UNAVAILABLE, expected)
         member = zlib.decompressobj(window)
         try:
             # One byte more than allowed says that there is more. It is never 0, which would mean no limit.

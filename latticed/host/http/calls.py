@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MAX_IN_FLIGHT: Final = 64
 """Requests under way of all plugins: each holds a descriptor, and an answer of up to 256 KiB in memory."""
+_BETWEEN: Final = "\ud800"
 _INSIDE: Final = ("127.0.0.1", "::1")  # the hosts of a service's own network
 MAX_IN_FLIGHT_OF_PLUGIN: Final = 8
 """Requests under way of one plugin, so that slow servers of one do not take all slots."""
@@ -120,7 +122,8 @@ class HttpCalls:
         except HostError as error:
             # The message may quote a URL or a header into which secrets have been put.
             raise HostError(error.code, secrets.redact(error.reason), fix=secrets.redact(error.fault.fix)) from error
-        return _result(answer, secrets if uses_secrets else None)
+        # Off the loop: an answer of 256 KiB is searched for each form of each secret.
+        return await asyncio.to_thread(_result, answer, secrets) if uses_secrets else _result(answer, None)
 
     async def _asked_inside(self, caller: Caller, service: str, request: EgressRequest) -> EgressAnswer:
         """The answer of a service of the caller, in its own network. HostError as `EgressClient.send`."""
@@ -222,8 +225,11 @@ def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, An
     """The answer of http.do; of `secrets` (None: the request held none) what the server echoes is redacted."""
     header, body = answer.header, answer.body
     if secrets is not None:
+        # All at once, as forms of secrets are made each time. No form has a lone surrogate, and neither has a header.
         # `headers.received` changes the case of names, so a value in one is searched for in any case.
-        header = {secrets.redact(name, any_case=True): secrets.redact(value) for name, value in header.items()}
+        names = secrets.redact(_BETWEEN.join(header), any_case=True).split(_BETWEEN)
+        found = secrets.redact(_BETWEEN.join(header.values())).split(_BETWEEN)
+        header = dict(zip(names, found, strict=True)) if header else header
         # surrogateescape: bytes that are not UTF-8 come out as they went in.
         body = secrets.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
     return {"status_code": answer.status, "header": header, "body_base64": base64.b64encode(body).decode("ascii")}

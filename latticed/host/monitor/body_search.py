@@ -14,6 +14,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from latticed.host.egress.body import MAX_MEMBERS
+
 # Content codings that can be decoded here (RFC 9110, section 8.4.1); `x-gzip` is an old name of gzip.
 _GZIP: Final = frozenset({"gzip", "x-gzip"})
 _CODINGS: Final = frozenset({"", "identity", "deflate", *_GZIP})
@@ -45,7 +47,7 @@ class BodySearch:
     `words` is not empty. `coding` is the value of Content-Encoding, empty when absent; `charset` that of the response,
     None when it names none: then UTF-8 is assumed. An unsupported one sets `finding` at once; nothing raises.
 
-    At most `limit` bytes are searched, counted both before and after decompression.
+    At most `limit` bytes are searched, counted both before and after decompression, and MAX_MEMBERS members of gzip.
     """
 
     def __init__(self, words: str, *, coding: str, charset: str | None, limit: int) -> None:
@@ -59,6 +61,7 @@ class BodySearch:
         self._charset_assumed = charset is None
         self._coding = coding.strip().lower()
         self._inflater: zlib._Decompress | None = None  # of the current gzip member
+        self._members = 0
         name = _codec("utf-8" if charset is None else charset)
         if self._coding not in _CODINGS:
             self.finding = BodyFinding("coding", self._coding)
@@ -74,13 +77,16 @@ class BodySearch:
             # Once per gzip member, or once for anything else. A finding ends the loop, so a decompression bomb costs at
             # most the limit (see `_content`).
             while data and self.finding is None:
+                if self._members > MAX_MEMBERS:
+                    self._too_large()
+                    return
                 content, data = self._content(data)
                 self._search(content)
         # A wrong checksum, too: the body is not what its sender compressed.
         except zlib.error:
             self.finding = BodyFinding("corrupt")
-        # The raw bytes are bounded, too: a gzip member may be empty, and a stream of such never reaches the other
-        # bound.
+        # The raw bytes are bounded, too: a compressed block may be empty, and a stream of such never reaches the other
+        # bounds.
         if self.finding is None and self._raw_bytes > self._limit:
             self._too_large()
 
@@ -105,6 +111,7 @@ class BodySearch:
             # RFC 1951 would rarely have it. windowBits of inflateInit2 (zlib.h): negative is without header, + 32
             # detects a zlib or gzip header.
             raw = self._coding == "deflate" and data[0] & 0x0F != 8
+            self._members += 1
             self._inflater = zlib.decompressobj(-zlib.MAX_WBITS if raw else zlib.MAX_WBITS | 32)
         inflater = self._inflater
         # One byte more than may be searched, so that `_search` sees that there is more. Never 0, which would mean

@@ -302,7 +302,7 @@ class PlanKeeper:
             raise HelperRefusal(
                 protocol.ErrorAnswer(code="intent_refused", message=f"{len(faults)} faults", findings=shown)
             )
-        secrets = offers.opened(offers.names(intent, forms), self._secrets_of(plugin_id))
+        secrets = offers.opened(await asyncio.to_thread(offers.names, intent, forms), self._secrets_of(plugin_id))
         # Thousands may be derived.
         return await asyncio.to_thread(offers.values, plugin_id, intent, secrets, forms)
 

@@ -34,6 +34,8 @@ METRICS_CACHE_S: Final = 1.0
 # Labels of the machine in all, and characters of one text.
 MAX_LABELS: Final = 64
 MAX_LABEL_CHARACTERS: Final = 256
+MAX_CHANGES: Final = 2 * MAX_LABELS
+"""Labels named in one call: enough to remove all there are and set all anew."""
 ADMIN: Final = "node:admin"
 """The capability with which serial numbers and MACs are shown."""
 
@@ -45,7 +47,7 @@ class SetLabels(Params, frozen=True):
 
     labels: dict[str, str | None]
     """Text by name, null removes one; labels that are not named stay. A name is 1 to 63 of `a-z 0-9 . _ / -`, a
-    text at most 256 visible characters, 64 in all.
+    text at most 256 visible characters, 64 in all. A call names 128 at most.
     """
 
 
@@ -110,6 +112,10 @@ class NodeCalls:
         """Change labels of the machine, all of them or none. `labels`: what the machine has then. HostError bad_params,
         quota_exceeded.
         """
+        # First: each is checked, and a row of the ledger, whose one writer all others wait for.
+        if len(asked.labels) > MAX_CHANGES:
+            detail = f"expected at most {MAX_CHANGES} labels in one call, found {len(asked.labels)}"
+            raise HostError(Denial.QUOTA_EXCEEDED, detail)
         for name, value in asked.labels.items():
             if fault := _label_fault(name, value):
                 raise HostError(Denial.BAD_PARAMS, fault)

@@ -10,7 +10,7 @@ from latticed.model import egress, hosts
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from latticed.model.egress import EgressRights
 
@@ -42,10 +42,12 @@ class HostLayout(Value, frozen=True, kw_only=True):
     names: tuple[tuple[str, str], ...]
 
 
-def checked(asked: Iterable[str], rights: EgressRights | None) -> tuple[str, ...]:
+def checked(asked: Sequence[str], rights: EgressRights | None) -> tuple[str, ...]:
     """The patterns in normal form, each within `rights` (None: the plugin may connect nowhere). HostError bad_params,
     egress_blocked, capability_not_granted.
     """
+    if len(asked) > MAX_HOSTS:
+        raise HostError(Denial.BAD_PARAMS, f"hosts: expected at most {MAX_HOSTS}, found {len(asked)}")
     found: dict[str, None] = {}
     for one in asked:
         try:
@@ -57,8 +59,6 @@ def checked(asked: Iterable[str], rights: EgressRights | None) -> tuple[str, ...
         if reason := refusal(pattern, rights):
             raise HostError(Denial.EGRESS_BLOCKED, f"hosts: {reason}", fix=f"host={pattern}")
         found[pattern] = None
-    if len(found) > MAX_HOSTS:
-        raise HostError(Denial.BAD_PARAMS, f"hosts: expected at most {MAX_HOSTS}, found {len(found)}")
     return tuple(found)
 
 

@@ -9,6 +9,7 @@ Names are not checked here: `value_of` knows which there are.
 from __future__ import annotations
 
 import base64
+import heapq
 import json
 import re
 from typing import TYPE_CHECKING, Final
@@ -75,14 +76,31 @@ def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = F
     """
     # Every form in which a value may be repeated, with the reference that replaces it.
     shown = {form: f"${{secret:{name}}}" for name, value in values for form in _forms(value)}
-    if not shown:
-        return text
-    forms = sorted(shown, key=len, reverse=True)
-    pattern = "|".join(f"({re.escape(form)})" for form in forms)
-    # One group for each form: `lastindex` is the number of the one that matched.
-    references = [shown[form] for form in forms]
-    flags = re.IGNORECASE if any_case else 0
-    return re.sub(pattern, lambda found: references[(found.lastindex or 1) - 1], text, flags=flags)
+    searched = _any_case(text) if any_case else text
+    # Where each form comes next, the first and of those the longest before the others. An expression of all of them
+    # would try each at each place: 60 secrets took 4 s of 256 KiB.
+    ahead: list[tuple[int, int, str, str]] = []
+    for form, reference in shown.items():
+        wanted = _any_case(form) if any_case else form
+        if (start := searched.find(wanted)) >= 0:
+            ahead.append((start, -len(wanted), wanted, reference))
+    heapq.heapify(ahead)
+    parts, end = [], 0
+    while ahead:
+        start, _, wanted, reference = ahead[0]
+        if start >= end:  # else it begins within what was replaced
+            parts += [text[end:start], reference]
+            end = start + len(wanted)
+        if (start := searched.find(wanted, end)) >= 0:
+            heapq.heapreplace(ahead, (start, -len(wanted), wanted, reference))
+        else:
+            heapq.heappop(ahead)
+    return "".join([*parts, text[end:]])
+
+
+def _any_case(text: str) -> str:
+    """`text` so that upper and lower case compare equal; each character stays one, so that places are the same."""
+    return "".join(folded if len(folded := one.casefold()) == 1 else one for one in text)
 
 
 def _forms(value: str) -> Iterator[str]:

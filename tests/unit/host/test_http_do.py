@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import gzip
 import hashlib
 import hmac
+import threading
 import time
 import zlib
 
@@ -14,9 +16,11 @@ import aiohttp
 import pytest
 
 from latticed.host.call import Caller, HostError
+from latticed.host.egress import body
 from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
 from latticed.host.http.calls import MAX_IN_FLIGHT_OF_PLUGIN, HttpCalls
+from latticed.host.secret.references import PluginSecrets
 from latticed.model import egress
 from latticed.model.egress import EgressRights
 from tests.house import dials, origins, plugin_secrets, processes
@@ -199,6 +203,15 @@ async def test_response_with_unrequested_encoding_is_decoded(encoding, data):
         assert body_of(await it.do()) == b"content"
 
 
+async def test_body_of_too_many_gzip_members_is_refused():
+    """Each takes a decompressor and a copy of the rest, however little is in it."""
+    empty, content = gzip.compress(b""), gzip.compress(b"content")
+    async with bench(answer(empty * (body.MAX_MEMBERS - 1) + content, "Content-Encoding: gzip")) as it:
+        assert body_of(await it.do()) == b"content"
+    async with bench(answer(empty * body.MAX_MEMBERS + content, "Content-Encoding: gzip")) as it:
+        assert "expected at most 64 members" in await it.refused()
+
+
 @pytest.mark.parametrize(
     ("said", "message"),
     [
@@ -304,6 +317,33 @@ async def test_secret_in_response_header_name_is_redacted():
         found = (await it.do("/", header={"X-Key": "${secret:TOKEN}"}))["header"]
         assert "tok3n" not in str(found).lower()
         assert "X-${secret:TOKEN}" in found
+
+
+class Watched(PluginSecrets):
+    """Secrets that note on which threads they are looked for."""
+
+    threads: set
+
+    def redact(self, text, *, any_case=False):
+        self.threads.add(threading.current_thread())
+        return super().redact(text, any_case=any_case)
+
+
+async def test_many_secrets_are_redacted_in_an_answer_off_the_loop():
+    """An answer as large as it may be, full of values, with one in each of many headers."""
+    values = {f"S{number}": f"value-{number:03}-{number * 7919 % 997:03}" for number in range(60)}
+    every = "".join(values.values())
+    echoed = (every * (1 + (256 << 10) // len(every)))[: 256 << 10].encode()
+    fields = [f"X-{number}: {value}" for number, value in enumerate(values.values())]
+    secrets = Watched(values.__getitem__)
+    secrets.threads = set()
+    async with bench(answer(echoed, *fields), secrets_of=lambda _: secrets) as it:
+        found = await it.do(method="POST", body="".join(f"${{secret:{name}}}" for name in values))
+    assert threading.main_thread() not in secrets.threads
+    left = body_of(found).decode()
+    assert not [value for value in values.values() if value in left]
+    assert left.startswith("".join(f"${{secret:{name}}}" for name in values))
+    assert [found["header"][f"X-{number}"] for number in range(60)] == [f"${{secret:{name}}}" for name in values]
 
 
 async def test_secret_reference_in_host_or_port_is_refused():

@@ -27,6 +27,7 @@ from latticed.host.node import facts as node_reading
 from latticed.host.node import interfaces as node_network
 from latticed.host.node import journal_client
 from latticed.host.node.calls import CachedReading, NodeCalls, ReadJournal, SetLabels
+from latticed.kit.clock import SystemClock
 from latticed.ledger import Ledger, open_ledger
 from latticed.model.hostcall import Denial
 from tests.house import processes
@@ -290,6 +291,18 @@ async def test_node_labels_over_the_limit_are_refused(desk: Desk) -> None:
     assert (await desk.refused("node.set_labels", labels={"more": "x", "l0": "changed"})).code is Denial.QUOTA_EXCEEDED
     assert (await desk.call("node.facts"))["labels"] == most
     await desk.call("node.set_labels", labels={"more": "x", "l0": None})
+
+
+@pytest.mark.parametrize("value", ["x", None])
+async def test_call_with_too_many_labels_is_refused_before_any_is_written(tmp_path: Path, value: str | None) -> None:
+    """Here the ledger could not be: it is closed."""
+    async with open_ledger(tmp_path / "state", clock=SystemClock()) as ledger:
+        desk = Desk(ledger, ManualClock(), tmp_path)
+        all_anew = {f"a{n}": None for n in range(node.MAX_LABELS)} | {f"b{n}": "x" for n in range(node.MAX_LABELS)}
+        assert len((await desk.call("node.set_labels", labels=all_anew))["labels"]) == node.MAX_LABELS
+    many = dict.fromkeys((f"l{number}" for number in range(node.MAX_CHANGES + 1)), value)
+    error = await desk.refused("node.set_labels", labels=many)
+    assert (error.code, "found 129" in error.reason) == (Denial.QUOTA_EXCEEDED, True)
 
 
 # The journal: the reader itself is tested in tests/unit/journal and tests/systemd.

@@ -446,6 +446,12 @@ def test_other_hosts_are_refused(asked, word):
         hosts.checked([asked], RIGHTS)
 
 
+@pytest.mark.parametrize("one", ["no host", "www.example.org:443", "*"])
+def test_too_many_hosts_are_refused_before_each_is_judged(one):
+    with pytest.raises(HostError, match="hosts: expected at most 64, found 65"):
+        hosts.checked([one] * 65, RIGHTS)
+
+
 def test_star_covers_what_the_guard_allows_and_needs_the_grant():
     any_host = ReachableHost(host="www.example.org", port=443)
     assert hosts.allowed(any_host, ("*",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -470,6 +471,30 @@ def test_no_secret_value_survives_redaction(values: dict[str, str], around: str)
     for name in values:
         left = left.replace(f"${{secret:{name}}}", "\0")
     assert not [value for value in values.values() if value in left and value not in around and "\0" not in value]
+
+
+def _by_expression(text: str, values: dict[str, str], *, any_case: bool) -> str:
+    """What an expression of all forms replaces: the first, and of those at one place the longest."""
+    shown = {form: f"${{secret:{name}}}" for name, value in values.items() for form in redaction._forms(value)}
+    forms = sorted(shown, key=len, reverse=True)
+    pattern = "|".join(f"({re.escape(form)})" for form in forms)
+    return re.sub(
+        pattern, lambda found: shown[forms[found.lastindex - 1]], text, flags=re.IGNORECASE if any_case else 0
+    )
+
+
+_LETTERS = st.text(alphabet="abAB/ ", min_size=6, max_size=9).filter(lambda one: len(one.strip()) >= 6)
+
+
+@given(st.lists(_LETTERS, min_size=1, max_size=3, unique_by=lambda one: one.lower().strip()), st.data())
+def test_first_and_longest_form_of_a_value_is_redacted(given: list[str], data: st.DataObject) -> None:
+    """Wherever values overlap, or one is within another."""
+    values = dict(zip("ABC", given, strict=False))
+    pieces = st.sampled_from([*given, *(one[:4] for one in given), "a", "B", "/"])
+    text = "".join(data.draw(st.lists(pieces, max_size=12)))
+    for any_case in (False, True):
+        found = redaction.redacted(text, values.items(), any_case=any_case)
+        assert found == _by_expression(text, values, any_case=any_case)
 
 
 def test_secrets_key_is_read_again_after_failed_thread_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
