@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # The units of times and of memory in /proc/PID/stat.
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+_RSS: Final = 21  # rss, field 24 of proc_pid_stat(5), in `_stat`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +45,29 @@ def used(roots: Iterable[int]) -> Used:
 
 def _used(pid: int) -> Used | None:
     """What one process uses; None when it is gone."""
+    place = Path(f"/proc/{pid}")
     try:
-        row = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()  # the child chooses the name
+        row = _stat(place)
     except OSError:
         return None
-    # The first after the name is field 3 of proc_pid_stat(5): utime, stime, cutime, cstime are 14 to 17, num_threads
-    # 20, rss 24.
-    return Used(cpu_s=sum(map(int, row[11:15])) / _TICKS_PER_S, tasks=int(row[17]), memory_bytes=int(row[21]) * _PAGE)
+    pages = int(row[_RSS]) or _pages_of_threads(place)
+    # The first after the name is field 3 of proc_pid_stat(5): utime, stime, cutime and cstime are 14 to 17, num_threads
+    # 20.
+    return Used(cpu_s=sum(map(int, row[11:15])) / _TICKS_PER_S, tasks=int(row[17]), memory_bytes=pages * _PAGE)
+
+
+def _pages_of_threads(place: Path) -> int:
+    """Resident pages of a process that shows none itself, because its first thread has ended; 0 for one that has."""
+    pages = 0
+    for thread in (place / "task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            pages = max(pages, int(_stat(thread)[_RSS]))
+    return pages
+
+
+def _stat(place: Path) -> list[bytes]:
+    """The fields of `stat` in /proc of a process or thread, from its state on. OSError."""
+    return (place / "stat").read_bytes().rpartition(b")")[2].split()  # the child chooses the name
 
 
 def _descendants(pid: int) -> Iterator[int]:
