@@ -115,6 +115,7 @@ class FleetNode:
         self._convergence = Convergence(kept, daemon, self._record, send, self._stopped)
         self._tail = DecisionTail(kept, daemon, self._record, self._stopped, now_s)
         self._unkept: bytes | None = None  # a desired document that the disk did not take
+        self._said_s, self._steady_s = 0.0, time.clock_gettime(time.CLOCK_BOOTTIME)
         self._refusal = ("", "")  # code and reason of the newest desired document, if it does not count
         self._invoked: queue.Queue[tuple[int, Invocation]] = queue.Queue(_WAITING)
 
@@ -269,10 +270,19 @@ class FleetNode:
             refused=self._refusal,
             trouble=trouble,
             plans=self._plans(),
-            at_s=int(self._now_s()),
+            at_s=self._status_s(),
         )
         self._tell(node_reports.in_words(made))
         self._send(messages.NewStatus(document=node_reports.signed_status(made, self._kept.key)))
+
+    def _status_s(self) -> int:
+        """When a status is made: by the wall clock, and where that is set back, as if it had not been: the status would
+        be older than the last one, and not count.
+        """
+        steady_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._said_s = max(self._now_s(), self._said_s + steady_s - self._steady_s)
+        self._steady_s = steady_s
+        return int(self._said_s)
 
     def _plans(self) -> tuple[str, ...]:
         """Plans that wait for approval on the host."""

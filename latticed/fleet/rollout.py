@@ -1,7 +1,7 @@
 """Which nodes are given a release next, when one goes on, and when it goes back: waves and their gates. Pure.
 
     rollout = begin("r1", nodes, release=new, before=old, policy=GatePolicy(), now_s=now_s)  # SHA-256 of intents
-    rollout, wanted = decide(rollout, reports, now_s=now_s)  # {node: the release that it is to be assigned}
+    rollout, wanted = decide(rollout, reports, now_s=now_s, waited_s=12.0)  # {node: the release it is to be assigned}
 
 A node is in exactly one wave, by a hash of the rollout and its name: the same few nodes are not the first each time. A
 wave's gate opens when all of its nodes that are there have had the release for a while and are well; those away are
@@ -45,7 +45,9 @@ class NodeOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatePolicy:
-    """When a wave's gate opens. Shares are of the wave's nodes, seconds from when the wave was given the release."""
+    """When a wave's gate opens. Shares are of the wave's nodes, seconds those in which the controller could hear them,
+    since the wave was given the release.
+    """
 
     unwell_share: float = 0.02
     """More than this are not well: back. Of a small wave one is too many."""
@@ -62,10 +64,10 @@ class GatePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """What is known of one node: which release it has, since when, and how that is."""
+    """What is known of one node: which release it has, for how long it has been well with it, and how that is."""
 
     release: str
-    since_s: float
+    well_s: float
     healthy: bool
     denials_per_minute: float = 0.0
     restarts: int = 0
@@ -135,26 +137,33 @@ def waves(name: str, nodes: Sequence[str], sizes: Sequence[int] = WAVES) -> tupl
     return tuple(found)
 
 
-def outcome(rollout: Rollout, report: NodeReport | None, *, now_s: float) -> NodeOutcome:
-    """What a node of a wave that was given the release has made of it."""
+def outcome(rollout: Rollout, report: NodeReport | None, *, waited_s: float) -> NodeOutcome:
+    """What a node of a wave that was given the release has made of it. `waited_s`: for how long the controller, which
+    could hear nodes all the while, has waited for the wave.
+    """
     policy = rollout.policy
     if report is None or not report.present:
         return NodeOutcome.AWAY
     if report.release != rollout.release:
-        late = now_s - rollout.wave_began_s >= policy.patience_s
+        late = waited_s >= policy.patience_s
         return NodeOutcome.UNWELL if late else NodeOutcome.PENDING
     if not report.healthy or report.denials_per_minute > policy.denials_per_minute or report.restarts > policy.restarts:
         return NodeOutcome.UNWELL
-    return NodeOutcome.WELL if now_s - report.since_s >= policy.settle_s else NodeOutcome.PENDING
+    return NodeOutcome.WELL if report.well_s >= policy.settle_s else NodeOutcome.PENDING
 
 
 def decide(
-    rollout: Rollout, reports: Mapping[str, NodeReport], *, now_s: float, gone: Collection[str] = frozenset()
+    rollout: Rollout,
+    reports: Mapping[str, NodeReport],
+    *,
+    now_s: float,
+    waited_s: float,
+    gone: Collection[str] = frozenset(),
 ) -> tuple[Rollout, dict[str, str]]:
-    """The rollout as it is now, and which release each node that it touched is to have. `gone`: nodes that are given
-    nothing any more; no gate waits for them, and nothing that they say counts.
+    """The rollout as it is now, and which release each node that it touched is to have. `waited_s` as `outcome` has it.
+    `gone`: nodes that are given nothing any more; no gate waits for them, and nothing that they say counts.
     """
-    following = _next(rollout, reports, gone, now_s=now_s)
+    following = _next(rollout, reports, gone, now_s=now_s, waited_s=waited_s)
     return following, wanted(following)
 
 
@@ -195,7 +204,9 @@ def without_way_back(rollout: Rollout, nodes: Iterable[str]) -> Rollout:
     return dataclasses.replace(rollout, befores={**rollout.befores, **gone}) if gone else rollout
 
 
-def _next(rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[str], *, now_s: float) -> Rollout:
+def _next(
+    rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[str], *, now_s: float, waited_s: float
+) -> Rollout:
     match rollout.state:
         case RolloutState.DONE | RolloutState.HALTED | RolloutState.RETURNED:
             return rollout
@@ -209,29 +220,31 @@ def _next(rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[
             back = all(report.release == before for report, before in there if before)
             return dataclasses.replace(rollout, state=RolloutState.RETURNED) if back else rollout
         case RolloutState.RUNNING:
-            return _gated(rollout, reports, gone, now_s=now_s)
+            return _gated(rollout, reports, gone, now_s=now_s, waited_s=waited_s)
         case _:
             assert_never(rollout.state)
 
 
-def _gated(rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[str], *, now_s: float) -> Rollout:
+def _gated(
+    rollout: Rollout, reports: Mapping[str, NodeReport], gone: Collection[str], *, now_s: float, waited_s: float
+) -> Rollout:
     policy = rollout.policy
     if not rollout.waves:
         return dataclasses.replace(rollout, state=RolloutState.DONE)
     # Of all that were touched, not of the last wave alone: a release may turn bad after a while.
     touched = [node for node in rollout.touched if node not in gone]
-    unwell = _those(rollout, touched, reports, NodeOutcome.UNWELL, now_s=now_s)
+    unwell = _those(rollout, touched, reports, NodeOutcome.UNWELL, waited_s=waited_s)
     if len(unwell) > policy.unwell_share * len(touched):
         reason = f"{len(unwell)} of {len(touched)} nodes are not well, such as {unwell[0]}"
         if any(rollout.back(node) for node in touched):
             return returning(rollout, reason)
         return halted(rollout, f"{reason}, and none has a way back")
     wave = [node for node in rollout.waves[rollout.wave] if node not in gone]
-    away = _those(rollout, wave, reports, NodeOutcome.AWAY, now_s=now_s)
+    away = _those(rollout, wave, reports, NodeOutcome.AWAY, waited_s=waited_s)
     if len(away) > policy.away_share * len(wave):
-        late = now_s - rollout.wave_began_s >= policy.patience_s
+        late = waited_s >= policy.patience_s
         return halted(rollout, f"{len(away)} of {len(wave)} nodes are away, such as {away[0]}") if late else rollout
-    if _those(rollout, wave, reports, NodeOutcome.PENDING, now_s=now_s):
+    if _those(rollout, wave, reports, NodeOutcome.PENDING, waited_s=waited_s):
         return rollout
     if rollout.wave + 1 == len(rollout.waves):
         return dataclasses.replace(rollout, state=RolloutState.DONE)
@@ -244,6 +257,6 @@ def _those(
     reports: Mapping[str, NodeReport],
     which: NodeOutcome,
     *,
-    now_s: float,
+    waited_s: float,
 ) -> list[str]:
-    return [node for node in nodes if outcome(rollout, reports.get(node), now_s=now_s) is which]
+    return [node for node in nodes if outcome(rollout, reports.get(node), waited_s=waited_s) is which]

@@ -25,11 +25,11 @@ class Fleet:
         self.has = dict.fromkeys(names, (OLD, 0.0))
         self.given: list[dict[str, str]] = []
 
-    def reports(self):
+    def reports(self, now_s):
         return {
             name: NodeReport(
                 release=release,
-                since_s=since_s,
+                well_s=now_s - since_s,
                 healthy=not (release == NEW and name in self.bad),
                 present=name not in self.away,
             )
@@ -47,7 +47,9 @@ class Fleet:
         """The rollout when it is over, or after so many steps."""
         now_s = rollout.wave_began_s
         for _ in range(steps):
-            rollout, wanted = rollouts.decide(rollout, self.reports(), now_s=now_s)
+            rollout, wanted = rollouts.decide(
+                rollout, self.reports(now_s), now_s=now_s, waited_s=now_s - rollout.wave_began_s
+            )
             self.take(wanted, now_s)
             if rollout.state in {RolloutState.DONE, RolloutState.RETURNED, RolloutState.HALTED}:
                 break
@@ -113,8 +115,9 @@ def test_few_that_are_away_are_waited_for_by_nobody_and_many_by_an_operator():
     ("change", "outcome"),
     [
         ({}, "well"),
-        ({"since_s": 971.0}, "pending"),
+        ({"well_s": 29.0}, "pending"),
         ({"release": OLD}, "pending"),
+        ({"release": OLD, "healthy": False}, "pending"),
         ({"healthy": False}, "unwell"),
         ({"restarts": 3}, "unwell"),
         ({"restarts": 2}, "well"),
@@ -124,14 +127,14 @@ def test_few_that_are_away_are_waited_for_by_nobody_and_many_by_an_operator():
     ],
 )
 def test_what_a_report_says(change, outcome):
-    report = dataclasses.replace(NodeReport(release=NEW, since_s=970.0, healthy=True), **change)
-    assert rollouts.outcome(begun(names(1)), report, now_s=1_000.0) == outcome
+    report = dataclasses.replace(NodeReport(release=NEW, well_s=30.0, healthy=True), **change)
+    assert rollouts.outcome(begun(names(1)), report, waited_s=0.0) == outcome
 
 
 def test_operator_can_halt_resume_and_go_back():
     fleet = Fleet(names(200))
     halted = rollouts.halted(begun(fleet.names), "lunch")
-    still, wanted = rollouts.decide(halted, fleet.reports(), now_s=9_999.0)
+    still, wanted = rollouts.decide(halted, fleet.reports(9_999.0), now_s=9_999.0, waited_s=9_999.0)
     assert (still, set(wanted)) == (halted, set(halted.waves[0]))
     back = fleet.play(rollouts.returning(halted, "no"))
     assert back.state is RolloutState.RETURNED
@@ -162,8 +165,9 @@ def test_no_later_wave_begins_before_each_gate_and_every_rollout_ends(data, coun
     now_s = 0.0
     for _ in range(2_000):
         before = rollout
-        reports = fleet.reports()
-        rollout, wanted = rollouts.decide(rollout, reports, now_s=now_s)
+        reports = fleet.reports(now_s)
+        waited_s = now_s - rollout.wave_began_s
+        rollout, wanted = rollouts.decide(rollout, reports, now_s=now_s, waited_s=waited_s)
         assert set(wanted) <= set(rollout.touched)
         if rollout.wave > before.wave:
             assert rollout.wave == before.wave + 1

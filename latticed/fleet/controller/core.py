@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 from latticed.fleet import documents, enrolment
 from latticed.fleet.controller import assigning, chains, holding, observing, records, shelf, store
 from latticed.fleet.controller.assigning import FleetNodeKey, KeptAssignment, Turn
-from latticed.fleet.controller.observing import NotBelieved
+from latticed.fleet.controller.lease import boottime_s
+from latticed.fleet.controller.observing import HeardStatus, Hearing, NotBelieved
 from latticed.fleet.controller.records import JoinedRecord, RolloutRecord
 from latticed.fleet.controller.shelf import DocumentShelf, KeptDocument
 from latticed.fleet.controller.store import KeptAlarm
@@ -78,6 +79,9 @@ class FleetCore:
         self.statuses: dict[str, NodeStatus] = {}
         for node, seen in kept.statuses.items():
             self.statuses[node] = documents.read(seen.envelope, NodeStatus).document
+        self.heard: dict[str, HeardStatus] = {}
+        self.hears_since_s: float | None = None
+        """Since when there is the connection by which nodes are heard (`boottime_s`); None while there is none."""
         self.present: frozenset[str] = frozenset()
         self.rebuilt = ""
         """What was not known when this began with an empty database; empty otherwise."""
@@ -94,6 +98,11 @@ class FleetCore:
     def now_s(self) -> int:
         """Whole seconds since 1970."""
         return int(self.clock())
+
+    def hearing(self) -> Hearing:
+        """For how long nodes could be heard."""
+        now_s = boottime_s()
+        return Hearing(since_s=now_s if self.hears_since_s is None else self.hears_since_s, now_s=now_s)
 
     async def write(self, change: Callable[[Connection], None], *, durable: bool = True) -> None:
         """Commit a change; Problem store_unavailable."""
@@ -343,6 +352,7 @@ class FleetCore:
         read, alarms = await asyncio.to_thread(self._read_statuses, batch, names)
         async with self.changing:
             fresh: dict[str, SeenStatus] = {}
+            heard: dict[str, HeardStatus] = {}
             found: dict[str, NodeStatus] = {}
             floors: dict[tuple[str, str], Turn] = {}
             for node, key, data, status, revision in read:
@@ -361,6 +371,8 @@ class FleetCore:
                 if seen is None:
                     continue
                 fresh[node], found[node] = seen, status
+                before = heard.get(node) or self.heard.get(node)
+                heard[node] = observing.heard(before, seen, now_s=self.now_s(), steady_s=boottime_s())
                 turn = (status.epoch, status.generation)
                 if turn > self.floors.get((node, key), NO_TURN) and self._believable(turn):
                     floors[node, key] = turn
@@ -373,6 +385,7 @@ class FleetCore:
             if fresh or alarms:
                 await self.write(change, durable=False)
             self.seen.update(fresh)
+            self.heard.update(heard)
             self.statuses.update(found)
             self.floors.update(floors)
             self._alarmed(alarms)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import chunks, documents, rollout, subjects
 from latticed.fleet.controller import assigning, observing, records
+from latticed.fleet.controller.lease import boottime_s
 from latticed.fleet.deployment import HEADER_BYTES
 from latticed.fleet.documents import Malformed, SharedRecord
 from latticed.fleet.engine import CHUNK_BYTES, Conflict, EngineUnavailable
@@ -107,6 +108,8 @@ class Leader:
         self._taken_over: tuple[int, int] | None = None
         self._due = dict.fromkeys(("renew", "assert", "turn", "thin"), 0.0)
         self._turn = 0
+        self._waits: dict[str, tuple[tuple[int, float], float]] = {}
+        """Of rollouts by name: the wave that is waited for, and since when (`boottime_s`)."""
         self._shelf_shared: object = None
         self._failed = 0
         self._lease_changed = asyncio.Event()
@@ -236,7 +239,11 @@ class Leader:
             if trouble and plain.state is RolloutState.RUNNING:
                 plain = rollout.halted(plain, f"nodes would not take it up: {trouble}")
             after, given = rollout.decide(
-                plain, self.reports(plain.touched, now_s), now_s=float(now_s), gone=core.revoked(plain.touched)
+                plain,
+                self.reports(plain.touched),
+                now_s=float(now_s),
+                waited_s=self.waited_s(record),
+                gone=core.revoked(plain.touched),
             )
             fresh = record.having(after, now_s=now_s)
             if fresh is not record:
@@ -244,13 +251,28 @@ class Leader:
             wanted.update(given)
         return changed, wanted
 
-    def reports(self, nodes: Iterable[str], now_s: float) -> dict[str, NodeReport]:
+    def waited_s(self, record: RolloutRecord) -> float:
+        """For how long a rollout's present wave has been waited for by this controller, since it took over."""
+        if not (self.acts and self._connection.up):
+            return 0.0
+        wave, now_s = (record.wave, record.wave_began_s), boottime_s()
+        if self._waits.get(record.name, (wave, 0.0))[0] != wave:
+            del self._waits[record.name]
+        return now_s - self._waits.setdefault(record.name, (wave, now_s))[1]
+
+    def reports(self, nodes: Iterable[str]) -> dict[str, NodeReport]:
         """What gates look at, of these nodes."""
         core = self._core
+        hearing, now_s = core.hearing(), core.now_s()
         found = {}
         for node in nodes:
             report = observing.report(
-                core.seen.get(node), core.statuses.get(node), present=node in core.present, now_s=now_s
+                core.seen.get(node),
+                core.statuses.get(node),
+                core.heard.get(node),
+                present=node in core.present,
+                hearing=hearing,
+                now_s=now_s,
             )
             if report is not None:
                 found[node] = report
@@ -300,6 +322,7 @@ class Leader:
         self._core.touched.update(self._core.assignments)
         self._due = dict.fromkeys(self._due, 0.0)
         self._due["assert"] = time.monotonic() + self._periods.assert_s
+        self._waits = {}
         self._taken_over = (epoch, connected)
         if self.acts:
             log.info("lead_taken", nodes=len(self._core.nodes), assignments=len(self._core.assignments))

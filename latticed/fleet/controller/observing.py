@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SPAN_S: Final = 30
 """Two statuses that denials are counted between are so far apart at least, by the node's clock."""
 SILENT_S: Final = 900.0
-"""A node whose status is not renewed for that long is not well: it looks at its daemon every minute."""
+"""A node that is not heard for that long, while it could be, is not well: it looks at its daemon every minute."""
 _ALTERED: Final = "changed_here"
 _FAILED: Final = frozenset(
     {
@@ -58,6 +58,29 @@ class SeenStatus(Struct, frozen=True, kw_only=True):
     before: dict[str, ReportedCounts] = {}
     before_at: int = 0
     rates: dict[str, Annotated[float, Meta(ge=0)]] = {}
+
+
+class Hearing(Struct, frozen=True, kw_only=True):
+    """For how long a controller has been able to hear nodes: without a break from `since_s` to `now_s`, both by the
+    clock that nobody sets (`lease.boottime_s`).
+    """
+
+    since_s: float
+    now_s: float
+
+    def past_s(self, then_s: float) -> float:
+        """Seconds since `then_s` in which it could hear."""
+        return self.now_s - max(then_s, self.since_s)
+
+
+class HeardStatus(Struct, frozen=True, kw_only=True):
+    """When a node's newest status came here, and since when the node has been well (`SeenStatus.since` is `since`); by
+    the clock that nobody sets, so it is not kept.
+    """
+
+    received_s: float
+    since: int
+    since_s: float
 
 
 class NotBelieved(Exception):  # reads as the finding it is
@@ -119,6 +142,19 @@ def taken(
     )
 
 
+def heard(last: HeardStatus | None, seen: SeenStatus, *, now_s: int, steady_s: float) -> HeardStatus:
+    """As a status comes, `seen` being what is known with it. `steady_s`: now, by the clock that nobody sets."""
+    since_s = steady_s - max(0, now_s - seen.since)
+    if last is not None and last.since == seen.since:
+        since_s = last.since_s
+    return HeardStatus(received_s=steady_s, since=seen.since, since_s=since_s)
+
+
+def silent(last: HeardStatus | None, hearing: Hearing) -> bool:
+    """Whether a node, if it is there, should have been heard."""
+    return hearing.past_s(last.received_s if last is not None else 0.0) >= SILENT_S
+
+
 def release_of(status: NodeStatus) -> str:
     """The intent that a node has carried out, or failed to; empty while it is at it."""
     if status.settled or failed(status):
@@ -138,15 +174,24 @@ def troubles(status: NodeStatus) -> list[str]:
     return [f"{one.id}: {word}" for one in status.plugins if (word := _trouble(one))]
 
 
-def report(seen: SeenStatus | None, status: NodeStatus | None, *, present: bool, now_s: float) -> NodeReport | None:
+def report(
+    seen: SeenStatus | None,
+    status: NodeStatus | None,
+    last: HeardStatus | None,
+    *,
+    present: bool,
+    hearing: Hearing,
+    now_s: int,
+) -> NodeReport | None:
     """What a gate looks at; None for a node of which nothing is known."""
     if seen is None or status is None:
-        return NodeReport(release="", since_s=now_s, healthy=False, present=present) if present else None
-    silent = now_s - seen.received >= SILENT_S
+        return NodeReport(release="", well_s=0.0, healthy=False, present=present) if present else None
+    # Of what was heard before this process began there is the wall clock's word alone.
+    well_s = hearing.now_s - last.since_s if last is not None else max(0, now_s - seen.since)
     return NodeReport(
         release=seen.release,
-        since_s=seen.since or now_s,
-        healthy=not troubles(status) and not silent,
+        well_s=well_s if seen.since else 0.0,
+        healthy=not troubles(status) and not silent(last, hearing),
         denials_per_minute=sum(seen.rates.values()),
         restarts=restarts(seen, status),
         present=present,
@@ -169,7 +214,7 @@ def state(
     status: NodeStatus | None,
     *,
     present: bool,
-    now_s: float,
+    silent: bool,
 ) -> str:
     """A node in one word, of those of `controller_view.NodeCounts`."""
     if not present:
@@ -179,7 +224,7 @@ def state(
     if status is None or seen is None:
         return "pending"
     if (status.epoch, status.generation) >= assigned.turn and status.intent == assigned.intent:
-        if troubles(status) or now_s - seen.received >= SILENT_S:
+        if troubles(status) or silent:
             return "unwell"
         if seen.release == assigned.intent:
             return "settled"

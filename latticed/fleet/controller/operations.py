@@ -217,8 +217,8 @@ class FleetOperations:
 
     def rollout_view(self, record: RolloutRecord) -> view.RolloutView:
         """As the API shows it, with the nodes as they are now."""
-        now_s = self._core.now_s()
-        return views.rollout_view(record, self._leader.reports(record.nodes, now_s), now_s=now_s)
+        leader = self._leader
+        return views.rollout_view(record, leader.reports(record.nodes), waited_s=leader.waited_s(record))
 
     def targets(self, intent: str, nodes: Iterable[str] | None = None) -> list[str]:
         """Nodes that the intent selects and that are not assigned it."""

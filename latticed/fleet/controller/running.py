@@ -194,6 +194,7 @@ class RunningController:
 
     def _connection_changed(self, up: bool, reason: str) -> None:  # noqa: FBT001 - what a connection calls
         self._lost_s = time.monotonic()
+        self.core.hears_since_s = boottime_s() if up else None
         log.info("connected" if up else "connection_lost", reason=reason)
 
     def _lease_changed(self) -> None:

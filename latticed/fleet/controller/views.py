@@ -73,7 +73,7 @@ def certificate(core: FleetCore) -> view.CertificateView:
 
 def alarms(core: FleetCore, facts: LinkFacts) -> tuple[view.AlarmView, ...]:
     """What somebody has to look at now, that of the fleet first."""
-    now_s = core.now_s()
+    now_s, hearing = core.now_s(), core.hearing()
     found = [
         view.AlarmView(code=code, reason=reason, hint=hint, since=now_s) for code, reason, hint in _own(core, facts)
     ]
@@ -82,7 +82,7 @@ def alarms(core: FleetCore, facts: LinkFacts) -> tuple[view.AlarmView, ...]:
             reason = f"{status.refused}: {status.reason}"[:400]
             found.append(view.AlarmView(code="node_refuses", reason=reason, node=node, since=int(status.at)))
         seen = core.seen[node]
-        if node in core.present and now_s - seen.received >= observing.SILENT_S:
+        if node in core.present and observing.silent(core.heard.get(node), hearing):
             reason = f"expected a status within {observing.SILENT_S:.0f} s, found none since {seen.received}"
             found.append(view.AlarmView(code="node_silent", reason=reason, node=node, since=seen.received))
     found += _still_connecting(core, facts)
@@ -168,7 +168,7 @@ def state(core: FleetCore, node: str) -> str:
         core.seen.get(node),
         core.statuses.get(node),
         present=node in core.present,
-        now_s=core.now_s(),
+        silent=observing.silent(core.heard.get(node), core.hearing()),
     )
 
 
@@ -273,11 +273,11 @@ def bundle(kept: KeptBundle, *, new: bool = False, here: bool = True) -> view.Bu
     )
 
 
-def rollout_view(record: RolloutRecord, reports: Mapping[str, NodeReport], *, now_s: int) -> view.RolloutView:
+def rollout_view(record: RolloutRecord, reports: Mapping[str, NodeReport], *, waited_s: float) -> view.RolloutView:
     """A rollout with its nodes as they are now."""
     plain = record.rollout()
     touched = plain.touched
-    outcomes = {node: rollout.outcome(plain, reports.get(node), now_s=float(now_s)) for node in touched}
+    outcomes = {node: rollout.outcome(plain, reports.get(node), waited_s=waited_s) for node in touched}
     waves = []
     for number, nodes in enumerate(plain.waves):
         given = number <= plain.wave

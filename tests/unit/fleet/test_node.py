@@ -228,6 +228,17 @@ def test_status_of_many_plugins_is_one_that_the_engine_takes(beside):
     assert [one.reason for one in beside.status().plugins] == ["r" * 400] * 10
 
 
+def test_status_is_newer_than_the_last_one_though_the_clock_was_set_back(beside):
+    """A controller takes none that is older: the node would seem to say nothing any more, and rollouts to go wrong."""
+    told = []
+    for now_s in (fleets.NOW, fleets.NOW - 3_600, fleets.NOW - 3_599, fleets.NOW + 60):
+        beside.node._now_s = lambda now_s=now_s: now_s
+        beside.node.converge()
+        told.append(beside.status().at)
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (fleets.NOW, fleets.NOW + 60)
+
+
 def test_answer_that_is_too_large_is_said_to_be(beside):
     beside.daemon.answer = {"text": "x" * STATUS_BYTES}
     invocation = beside.fleet.invocation()
