@@ -110,7 +110,7 @@ def signing_payload(raw: dict[str, Any]) -> bytes:
 
 
 def signed(raw: dict[str, Any], *, publisher: str, key: Ed25519PrivateKey) -> dict[str, Any]:
-    """`raw` with a signature by `key` added, in place of one that has the same label `publisher`."""
+    """`raw` with a signature by `key` added, labelled `publisher`, in place of those of this key."""
     return signed_document.signed(raw, DOMAIN, publisher=publisher, key=key)
 
 

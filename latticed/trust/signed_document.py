@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 SIGNATURES: Final = "signatures"
+_VALUE: Final = "signature_ed25519"
 MAX_SIGNATURES: Final = 64
 """Each is tried under every pinned key."""
 SKEW_S: Final = 300
@@ -107,11 +108,14 @@ def signing_payload(raw: dict[str, Any], domain: bytes) -> bytes:
 
 
 def signed(raw: dict[str, Any], domain: bytes, *, publisher: str, key: Ed25519PrivateKey) -> dict[str, Any]:
-    """`raw` with a signature by `key` added, in place of one that has the same label `publisher`."""
+    """`raw` with a signature by `key` added, in place of those of this key; `publisher` is its label, which replaces
+    nothing: two keys may have the same one.
+    """
+    payload, public = signing_payload(raw, domain), key.public_key().public_bytes_raw()
     # What is no object is no signature: hosts pass over it, and it goes.
     written = [one for one in raw.get(SIGNATURES, []) if isinstance(one, dict)]
-    others = [one for one in written if one.get("publisher") != publisher]
-    made = {"publisher": publisher, "signature_ed25519": keys.encode_base64(key.sign(signing_payload(raw, domain)))}
+    others = [one for one in written if not keys.verify_signature(public, payload, _bytes(one.get(_VALUE)) or b"")]
+    made = {"publisher": publisher, _VALUE: keys.encode_base64(key.sign(payload))}
     return {**raw, SIGNATURES: [*others, made]}
 
 
@@ -183,14 +187,16 @@ def _signatures(value: Any, code: str) -> tuple[Signature, ...]:
     if not isinstance(value, list) or len(value) > MAX_SIGNATURES:
         raise Problem(code, f"signatures: expected a list of at most {MAX_SIGNATURES}, found {shown(value)}")
     return tuple(
-        Signature(publisher=str(one.get("publisher", "")), signature_ed25519=one["signature_ed25519"])
+        Signature(publisher=str(one.get("publisher", "")), signature_ed25519=one[_VALUE])
         for one in value
-        if isinstance(one, dict) and isinstance(one.get("signature_ed25519"), str)
+        if isinstance(one, dict) and isinstance(one.get(_VALUE), str)
     )
 
 
-def _bytes(signature: str) -> bytes | None:
-    """The 64 bytes of a signature, None for a text that is none."""
+def _bytes(signature: Any) -> bytes | None:
+    """The 64 bytes of a signature, None for what is none."""
+    if not isinstance(signature, str):
+        return None
     try:
         return keys.decode_base64(signature, size=keys.SIGNATURE_BYTES)
     except keys.BadText:

@@ -142,6 +142,24 @@ def test_index_without_signature_says_so_and_sign_makes_it_whole(ctl, author, ad
     assert (ran.code, "browse_only: its status is draft" in ran.out) == (6, True)
 
 
+def test_kept_signature_of_another_key_holds_whatever_its_label(ctl, author, revoke):
+    """Neither --label is given: both keys have the same. Hosts that pin one of them, or ask for both, take both files."""
+    assert revoke("--plugin", "acme.demo@0.1.0").code == 0
+    files = {path: json.loads(Path(path).read_text()) for path in (SITE, BACK)}
+    for _ in range(2):
+        assert ctl("index", "sign", "--keep", "--key", "acme.key", SITE).code == 0
+        for path, before in files.items():
+            after = json.loads(Path(path).read_text())
+            assert after["signatures"][:-1] == before["signatures"]
+            assert {**after, "signatures": before["signatures"]} == before
+        for pinned in ([author["index"]], [author["acme"]], list(author.values())):
+            words = [word for key in pinned for word in ("--index-key", key)]
+            assert ctl("index", "validate", *words, SITE).code == 0
+    # The same key again takes its own signature's place, under the new label.
+    assert ctl("index", "sign", "--keep", "--key", "acme.key", "--label", "acme", SITE).code == 0
+    assert [one["publisher"] for one in read()["signatures"]] == ["index", "acme"]
+
+
 def test_date_of_the_index_always_rises(ctl, author, add):
     """By a second at least; one that is dated ahead is not signed with an earlier date, which hosts would refuse."""
     add()
