@@ -100,7 +100,7 @@ def _add(session: CtlSession) -> int:
                 changelog_url=_changelog(args.changelog),
             )
             added.append((manifest, copies))
-        _check_offered(raw, [manifest for manifest, _ in added])
+        _check_offered(path, raw, [manifest for manifest, _ in added])
         for manifest, copies in added:
             below = path.parent / index_edit.place(manifest.id, manifest.version)
             try:
@@ -158,13 +158,17 @@ def _write(path: Path, raw: dict[str, Any], key: Any, *, label: str, keep: bool 
     signed_file.put(path, data)
 
 
-def _check_offered(raw: dict[str, Any], added: list[Manifest]) -> None:
-    """Problem unsupported for a release that hosts would list and not install, such as one without a version."""
+def _check_offered(path: Path, raw: dict[str, Any], added: list[Manifest]) -> None:
+    """Problem unsupported for a release that hosts would list and not install, such as one without a version, and for
+    an id whose directory would take the place of a file of the index at `path`.
+    """
     from latticed.bundle import write
     from latticed.trust import index, index_edit
 
     decoded = index.decode(write.render(index_edit.dated(raw, now_s=int(time.time()))))
     for manifest in added:
+        if manifest.id in {path.name, index_revoke.FILE}:
+            raise Problem("unsupported", f"{manifest.id}: expected another id, found that of a file of the index")
         entry = decoded.entries.get(manifest.id)
         release = entry.release(manifest.version) if entry is not None else None
         if entry is None or release is None or entry.unsupported or release.unsupported:

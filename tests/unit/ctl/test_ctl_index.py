@@ -143,7 +143,7 @@ def test_index_without_signature_says_so_and_sign_makes_it_whole(ctl, author, ad
 
 
 def test_kept_signature_of_another_key_holds_whatever_its_label(ctl, author, revoke):
-    """Neither --label is given: both keys have the same. Hosts that pin one of them, or ask for both, take both files."""
+    """No --label is given: both keys have the same. Hosts that pin one of them, or ask for both, take both files."""
     assert revoke("--plugin", "acme.demo@0.1.0").code == 0
     files = {path: json.loads(Path(path).read_text()) for path in (SITE, BACK)}
     for _ in range(2):
@@ -243,6 +243,20 @@ def test_bundle_that_hosts_would_refuse_is_not_added(ctl, author, add):
     assert (ran.code, "--publisher-key" in ran.err) == (2, True)
     assert not Path(SITE).exists()
     assert os.listdir("site") == []
+
+
+@pytest.mark.parametrize("plugin_id", ["plugins.json", "revocations.json"])
+def test_id_that_is_the_name_of_a_file_of_the_index_is_not_added(ctl, add, author, plugin_id):
+    """Its directory would be where that file has to be; afterwards the index is changed and revoked as before."""
+    ctl("new", "worker", "other", "--id", plugin_id, "--publisher", "acme")
+    assert ctl("sign", "--key", "acme.key", "other").code == 0
+    ran = add(bundle="other")
+    assert (ran.code, f"{plugin_id}: expected another id" in ran.err, os.listdir("site")) == (1, True, [])
+    assert add().code == 0
+    assert add(bundle="other").code == 1
+    assert ctl("index", "revoke", "--plugin", "acme.demo@*", "--action", "freeze", "--key", "index.key", SITE).code == 0
+    assert ctl("index", "sign", "--key", "index.key", SITE).code == 0
+    assert ctl("index", "validate", "--index-key", author["index"], SITE).code == 0
 
 
 @pytest.mark.parametrize(
