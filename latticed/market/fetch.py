@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PIECE_BYTES: Final = 256 << 10
 _CODES: Final = {"egress_blocked": "fetch_blocked", "too_large": "fetch_too_large", "bad_params": "fetch_blocked"}
 """By the code of a HostError; any other becomes fetch_failed."""
+_MISSING: Final = frozenset({403, 404})
+"""Object stores answer 403 for what they do not have to those who may not list it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +99,10 @@ class Fetcher:
         return Fetched(sha256=taken.hash.hexdigest(), size=progress.size)
 
     async def _get(self, source: MarketSource, url: str, taken: FileCopy, max_bytes: int) -> None:
-        """Over HTTPS. HostError; Problem fetch_failed for an answer other than 200."""
+        """Over HTTPS. HostError; Problems fetch_missing, and fetch_failed for an answer other than 200."""
         answer = await self._send(source, url, taken.piece, max_bytes)
-        if answer.status == 404:
-            raise _missing(f"found none at {answer.target.shown}", url)
+        if answer.status in _MISSING:
+            raise _missing(f"found status {answer.status} at {answer.target.shown}", url)
         _check_status(answer)
 
     async def small(self, source: MarketSource, url: str, *, max_bytes: int) -> bytes | None:
@@ -118,8 +120,7 @@ class Fetcher:
                 await asyncio.to_thread(_copy, source, url, found.extend, max_bytes, until_s)
             else:
                 answer = await self._send(source, url, into, max_bytes)
-                # Object stores answer 403 for what they do not have to those who may not list it.
-                if answer.status in {403, 404}:
+                if answer.status in _MISSING:
                     return None
                 _check_status(answer)
         except Problem as problem:

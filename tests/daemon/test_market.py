@@ -194,6 +194,23 @@ def test_source_that_lies_or_stalls_is_given_up(site, file, attack, code):
     assert site.row()["generated_at"] == raw["generated_at"]
 
 
+def test_object_store_that_says_403_for_what_it_lacks_has_taken_nothing_back(site):
+    """As one that says 404; once it had the file, either answer is a problem."""
+    bundle = site.bundle()
+    lacks = f"/{site.name}/revocations.json"
+    site.web.answers[lacks] = index_servers.status(403)
+    site.refreshed(site.offer(bundle))
+    assert site.row()["trouble"] == ""
+    assert site.install(bundle).status == 200
+    del site.web.answers[lacks]
+    site.take_back()
+    assert site.refresh().status == 200
+    site.web.answers[lacks] = index_servers.status(403)
+    assert site.code(site.refresh()) == "fetch_missing"
+    site.web.answers[site.path(bundle)] = index_servers.status(403)
+    assert site.code(site.install(bundle)) == "fetch_missing"
+
+
 # What may be taken by it.
 
 
