@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from latticed.bundle import decode, write
 from latticed.bundle.refusal import BundleRefused
 from latticed.model.errors import Problem
-from latticed.trust import keys
+from latticed.trust import keys, verify
 from latticed.trust.payload import signing_payload
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def sign(
     try:
         # Decoded as the host does, so that nothing is signed that every host refuses.
         unsigned, manifest = decode.decode(write.render({**full, "signature_ed25519": ""}))
+        verify.type_may_hold(manifest)
     except BundleRefused as error:
         raise Problem.of(error.fault) from error
     signature = key.sign(signing_payload(unsigned, manifest))

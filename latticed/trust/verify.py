@@ -73,7 +73,7 @@ def verify_builtin(source: Source, policy: TrustPolicy, *, host_version: str) ->
     except BundleRefused as refused:
         return refused.fault
     try:
-        _type_may_hold(manifest)
+        type_may_hold(manifest)
         _plugin_not_revoked(manifest, policy)
         sha256, size = source.hash_artifact()
         _digest_matches(manifest, sha256)
@@ -129,7 +129,7 @@ def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
 
     Judged by what the manifest claims, before its signature is verified, as the order of codes demands.
     """
-    _type_may_hold(manifest)
+    type_may_hold(manifest)
     # Both switches are needed: while signatures are required, an unsigned bundle is refused anyway.
     unsigned_host_risk = not policy.require_signature and policy.allow_unsigned_host_risk
     host_risk = ", ".join(sorted(capability.host_risk(manifest.capabilities)))
@@ -150,7 +150,7 @@ def _capabilities_allowed(manifest: Manifest, policy: TrustPolicy) -> None:
     _within_publishers_risk(manifest, policy.publishers.get(manifest.publisher))
 
 
-def _type_may_hold(manifest: Manifest) -> None:
+def type_may_hold(manifest: Manifest) -> None:
     """Refuse a capability that plugins of this type may not hold (contracts §2)."""
     for name in manifest.capabilities:
         holders = capability.holders(name)

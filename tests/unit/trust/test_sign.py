@@ -41,6 +41,7 @@ def test_signing_replaces_old_signature_and_digest():
         ({"name": ""}, "manifest_invalid"),
         ({"capabilities": ["x"]}, "unknown_capability"),
         ({"capabilities": ["kv:read", "kv:read"]}, "duplicate_capability"),
+        ({"type": "worker", "capabilities": ["worker:route", "kv:write"]}, "capability_not_allowed"),
         ({"publisher": ""}, "publisher_missing"),
         ({"publisher": None}, "publisher_missing"),
     ],
