@@ -118,7 +118,7 @@ def newest(most: int) -> Callable[[str], int]:
     """An argument's type: how many of the newest, at most as many as one request answers."""
 
     def parse(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:15]) <= most:
+        if not text.isascii() or not text.isdigit() or len(text) > 15 or not 1 <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"expected a whole number of 1 to {most}, found {text[:40]!r}")
         return int(text)
 

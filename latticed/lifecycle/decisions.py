@@ -301,8 +301,8 @@ class Decisions:
                 "hosts": ",".join(after.hosts),
                 "permits": " ".join(after.permits),
                 "withheld": " ".join(granting.withheld(after, defaults)),
-                "added": recording.words(wanted.add),
-                "removed": recording.words(wanted.remove),
+                **recording.by_kind("added", wanted.add),
+                **recording.by_kind("removed", wanted.remove),
             }
             event = recording.event(actor, "plugin.grants", after, detail)
             # What widens has to be on disk first; what only narrows takes effect first.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import hashlib
+from typing import TYPE_CHECKING
 
-from latticed.kit import text
 from latticed.ledger import records as rows
+from latticed.ledger.audit_text import DETAIL_TEXT
 from latticed.model.audit import Event
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from latticed.model.audit import Actor
     from latticed.model.consents import Named
     from latticed.model.lifecycle import Record
-
-_WORDS: Final = 4_000
-"""Characters of what was named, at most."""
 
 
 def writing(record: Record, event: Event, also: Callable[[Transaction], None] | None) -> Callable[[Transaction], None]:
@@ -56,14 +54,27 @@ def status_event(
     }
     if withheld:
         detail["withheld"] = " ".join(withheld)
-    if named is not None and named.words:
-        detail["accepted"] = words(named)
+    if named is not None:
+        detail |= by_kind("accepted", named)
     return event(actor, "plugin.status", after, detail)
 
 
-def words(named: Named) -> str:
-    """What was named besides capabilities, for an event's detail: `kind=value`, with `; ` between, as some have spaces.
+def by_kind(what: str, named: Named) -> dict[str, str]:
+    """What was named besides capabilities, for an event's detail: `{"added_limit": "memory_mib:512", …}`, with `; `
+    between those of one kind, as some have spaces.
 
-    Cut, since what is taken away need not be there, so that any number of words can be named.
+    Of what is longer than a detail's text, its end is how many there are and the SHA-256 of the whole.
     """
-    return text.clip("; ".join(named.words), _WORDS)
+    kinds: dict[str, list[str]] = {}
+    for word in named.words:
+        kind, _, value = word.partition("=")
+        kinds.setdefault(kind, []).append(value)
+    return {f"{what}_{kind}": _fitting("; ".join(values), len(values)) for kind, values in kinds.items()}
+
+
+def _fitting(text: str, count: int) -> str:
+    """`text` within what the ledger keeps of one."""
+    if len(text) <= DETAIL_TEXT:
+        return text
+    end = f"... {count} in all, sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+    return text[: DETAIL_TEXT - len(end)] + end

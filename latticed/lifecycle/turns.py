@@ -40,14 +40,21 @@ class Turns:
         async with self._locks.setdefault(plugin_id, asyncio.Lock()):
             # While it is busy, the registry leaves the record alone and arms nothing.
             self.state.busy.add(plugin_id)
+            cancelled = False
             try:
                 yield
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
             finally:
                 # The marks are removed first: saving and `refresh` leave out an id that is marked as busy.
                 self.state.busy.discard(plugin_id)
                 self.state.in_handover.discard(plugin_id)
-                self.state.being_stored.pop(plugin_id, None)
-                self.state.being_kept.pop(plugin_id, None)
+                # The end of its caller, as when the daemon stops, takes no write back: the record of which these are
+                # the pairs may come onto the disk still. The next turn forgets them.
+                if not cancelled:
+                    self.state.being_stored.pop(plugin_id, None)
+                    self.state.being_kept.pop(plugin_id, None)
                 self.write_behind.wake()
                 self.registry.refresh(plugin_id)
 

@@ -223,7 +223,6 @@ class Upgrades:
                 self.supervisor.stand_by(plugin_id, 0)
             raise
         finally:
-            # Also when it was cancelled, at the end of the daemon: it may be on disk, and what is not kept is removed.
             self.reload(plugin_id)
         self.ended(plugin_id)
         if note is None:
@@ -305,6 +304,9 @@ class Upgrades:
         facts = [one.before.facts for one in gates]
         verdicts = await self.judge.many([(one.identity, one.artifact_sha256) for one in facts])
         for one, verdict in zip(gates, verdicts, strict=True):
+            # Its gate may have ended meanwhile: another version stands by now, of which nothing was found out.
+            if self._open.get(one.plugin_id) is not one:
+                continue
             # An I/O error may pass, and says nothing.
             if isinstance(verdict, Refused) and verdict.code is Code.UNREADABLE:
                 continue

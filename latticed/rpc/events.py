@@ -62,7 +62,10 @@ class StreamRequest(QueryParams, frozen=True):
 
 
 async def stream(ask: Ask) -> web.StreamResponse:
-    """Events after an id (Last-Event-ID, else `after`, else from now on); host calls only with `host_calls=1`."""
+    """Events after an id (Last-Event-ID, else `after`, else from now on); host calls only with `host_calls=1`.
+
+    An id beyond the end is of a record that a restore has replaced since: then the stream begins with that restore.
+    """
     asked = ask.query(StreamRequest)
     calls = asked.host_calls == "1"
     seen = await _start(ask, asked, calls=calls)

@@ -37,9 +37,10 @@ def accepted_on_record(daemon) -> list[tuple[str, str]]:
     """What was accepted by name, or with a minus taken away, as the audit record has it, and by which action."""
     found = []
     for event in daemon.events(target=ID, decision="allow"):
-        detail = event["detail"]
-        found += [(event["action"], detail[word]) for word in ("accepted", "added") if detail.get(word)]
-        found += [(event["action"], f"-{detail['removed']}")] if detail.get("removed") else []
+        for name, value in event["detail"].items():
+            what, _, kind = name.partition("_")
+            if what in {"accepted", "added", "removed"}:
+                found.append((event["action"], f"{'-' if what == 'removed' else ''}{kind}={value}"))
     return found
 
 

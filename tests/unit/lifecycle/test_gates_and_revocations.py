@@ -74,3 +74,29 @@ async def test_new_version_fails_when_the_old_one_has_just_been_revoked(home):
     new.crash()
     await stays(home)
     await in_process.until(lambda: not old.alive, "the revoked one stopped")
+
+
+async def test_verdict_that_comes_late_stops_no_other_version_that_stands_by_since(home, monkeypatch):
+    """1.0.0 is revoked, and while it is judged an upgrade has 1.1.0 stand by in its place."""
+    judge = home.app.api.lifecycle.upgrades.judge
+    many, begun, go_on = judge.many, asyncio.Event(), asyncio.Event()
+
+    async def slow(pairs):
+        begun.set()
+        await go_on.wait()
+        return await many(pairs)
+
+    monkeypatch.setattr(judge, "many", slow)
+    revoke(home, f"{ID}@1.0.0")
+    looking = asyncio.create_task(home.look())
+    await begun.wait()
+    monkeypatch.setattr(judge, "many", many)
+    home.drop(version="1.2.0", type="system", artifact=bundles.ARTIFACT + b"##")
+    await home.until_plugin(ID, lambda view: view.get("candidate", {}).get("version") == "1.2.0")
+    answer = await home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {})
+    assert (answer["version"], answer["upgrade"]["state"]) == ("1.2.0", "gating")
+    running = [one for one in home.driven.of(ID) if one.alive]
+    go_on.set()
+    await looking
+    assert [one for one in running if not one.alive] == []
+    assert (await home.plugin(ID))["upgrade"]["state"] == "gating"

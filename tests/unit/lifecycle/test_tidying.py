@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from latticed.lifecycle import write_behind
+from latticed.model.audit import Actor
 from tests.house import bundles, in_process, stepping
 
 ID = "acme.demo"
@@ -111,3 +112,37 @@ async def test_grant_that_is_answered_while_tidying_removes_pairs_is_not_masked_
         view = await again.plugin(ID)
         assert "network:plan" in view["granted"]
         assert again.events(action="ledger.held_to_floors") == []
+
+
+async def test_pair_of_an_upgrade_that_comes_on_record_after_its_caller_has_gone_stays_stored(tmp_path, monkeypatch):
+    """The daemon stops while the disk is slow, and at the next start a later bundle is there."""
+    disk = threading.Event()
+    async with in_process.opened(tmp_path, author=ACME, toml="[upgrade]\ngate_s = 0\n") as home:
+        home.drop(version="1.0.0", type="system")
+        await home.armed(ID)
+        home.drop(version="1.1.0", type="system", artifact=bundles.ARTIFACT + b"#")
+        await home.until_plugin(ID, lambda view: "candidate" in view)
+        await tidied(home)
+        ledger, writing = home.app.api.ledger, asyncio.Event()
+        write = ledger.write
+
+        async def slow(change, **how):
+            queued = asyncio.ensure_future(write(lambda _: disk.wait(60)))
+            answer = asyncio.ensure_future(write(change, **how))
+            writing.set()
+            await asyncio.wait({queued})
+            return await answer
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ledger, "write", slow)
+            by = Actor(kind="peer", name="root", uid=0, pid=1)
+            upgrading = asyncio.create_task(home.app.api.lifecycle.decisions.upgrade(by, ID))
+            await writing.wait()
+            upgrading.cancel()
+            await asyncio.wait({upgrading})
+        assert upgrading.cancelled()
+        home.drop(version="1.2.0", type="system", artifact=bundles.ARTIFACT + b"##")
+        disk.set()
+    async with in_process.opened(tmp_path, author=ACME) as again:
+        view = await again.until_plugin(ID, lambda view: view["runtime"]["state"] in {"armed", "failed"})
+        assert (view["version"], view["runtime"]["state"]) == ("1.1.0", "armed")
