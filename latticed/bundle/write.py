@@ -7,6 +7,8 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from latticed.bundle import refusal
+from latticed.bundle.read import ReadLimits
 from latticed.bundle.refusal import ARTIFACT, MANIFEST
 from latticed.kit import files
 
@@ -16,8 +18,22 @@ if TYPE_CHECKING:
 
 
 def render(raw: dict[str, Any]) -> bytes:
-    """A manifest's object as JSON for people: indented by two, UTF-8, ending in a newline."""
+    """A JSON object for people: indented by two, UTF-8, ending in a newline."""
     return json.dumps(raw, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def render_manifest(raw: dict[str, Any]) -> bytes:
+    """A manifest's object as `render` writes it; without white space where that is more than hosts read.
+
+    BundleRefused manifest_too_large for what is too large without it, too.
+    """
+    limit = ReadLimits().manifest_bytes
+    data = render(raw)
+    if len(data) > limit:
+        data = json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(data) > limit:
+        raise refusal.too_large(MANIFEST, limit, len(data))
+    return data
 
 
 def write_bundle(directory: Path, manifest: bytes, artifact: bytes, *, mode: int = 0o644) -> None:

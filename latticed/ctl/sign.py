@@ -66,7 +66,7 @@ def sign_bundle(directory: str, key: Ed25519PrivateKey, publisher: str | None) -
             digest, _ = source.hash_artifact()
         raw = _with_schedules(raw, Path(directory), digest)
         manifest = sign.sign(raw, digest, key, publisher=publisher)
-        write.write_manifest(Path(directory), write.render(manifest))
+        write.write_manifest(Path(directory), write.render_manifest(manifest))
     # Several bundles may be signed in one run, so each message names the directory.
     except BundleRefused as refused:
         raise Problem(refused.code, f"{directory}: {refused.reason}", refused.hint) from refused

@@ -95,7 +95,7 @@ class Trial:
         staged, place = self.home / "staged", self.home / "plugins" / "bundle"
         shutil.rmtree(staged, ignore_errors=True)
         with _writing(self.home.parent):
-            write.write_bundle(staged, write.render(raw), artifact)
+            write.write_bundle(staged, write.render_manifest(raw), artifact)
         try:
             signed = sign.sign_bundle(str(staged), self._key, self._publisher)
         except Problem as problem:

@@ -222,6 +222,13 @@ def test_what_a_trial_is_given_is_checked_before_anything_is_started(desk, words
     assert "sesame" not in done.stderr
 
 
+def test_run_takes_a_manifest_that_would_be_too_large_when_indented(desk):
+    names = {f"p{i}": {"type": "string", "enum": ["a", "b", "c"]} for i in range(900)}
+    desk.write(config={"type": "object", "properties": names})
+    done = desk.run("greet", '"x"')
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"hello": "x"}), done.stderr
+
+
 def test_run_packs_a_directory_of_modules(desk):
     desk.write("")
     (desk.bundle / "src").mkdir()

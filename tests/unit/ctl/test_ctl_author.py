@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import pty
 import select
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from latticed.bundle.read import ReadLimits
 
 WORDS = "correct horse battery staple"
 
@@ -164,6 +167,39 @@ def _shown(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:
         return b""
+
+
+def _with_config(properties: int, *, title: str = "") -> bytes:
+    """Give acme.demo a schema of so many properties, written without white space."""
+    names = {f"p{i}": {"type": "string", "enum": ["a", "b", "c"]} for i in range(properties)}
+    path = Path("acme.demo/manifest.json")
+    raw = {**json.loads(path.read_text()), "config": {"type": "object", "title": title, "properties": names}}
+    path.write_text(json.dumps(raw, separators=(",", ":")))
+    return path.read_bytes()
+
+
+def test_manifest_that_is_too_large_when_indented_is_signed_without_white_space(ctl):
+    """Hosts take it, and it can be signed again."""
+    ctl("key", "generate", "acme.key")
+    ctl("new", "system", "acme.demo", "--publisher", "acme")
+    written = _with_config(900)
+    public = ctl("key", "show", "acme.key").out.strip()
+    assert ctl("trust", "add", "acme", public, "--trust", "trust.json").code == 0
+    for _ in range(2):
+        assert ctl("sign", "--key", "acme.key", "acme.demo").code == 0
+        assert ctl("verify", "--trust", "trust.json", "acme.demo").code == 0
+    assert json.loads(Path("acme.demo/manifest.json").read_bytes())["config"] == json.loads(written)["config"]
+
+
+def test_manifest_that_is_too_large_with_its_signature_is_left_as_it_was(ctl):
+    """It is one that can be read without: 65,536 bytes."""
+    ctl("key", "generate", "acme.key")
+    ctl("new", "system", "acme.demo", "--publisher", "acme")
+    room = ReadLimits().manifest_bytes - len(_with_config(900))
+    written = _with_config(900, title="x" * room)
+    ran = ctl("sign", "--key", "acme.key", "acme.demo")
+    assert (ran.code, "expected manifest.json to be at most 65536 bytes" in ran.err) == (1, True), ran.err
+    assert Path("acme.demo/manifest.json").read_bytes() == written
 
 
 def test_pack_makes_an_artifact_that_signs_and_verifies(ctl):
