@@ -2,7 +2,8 @@
 
 `key` (PEM), `token` (an envelope), `state` (JSON), `events/NUMBER` (JSON). The first two never change. `state` is
 replaced in one step and synced before anything that follows from it is done; a directory whose state is gone is refused
-rather than begun anew, because the floor of generations would be gone with it. Functions block.
+rather than begun anew, because the floor of generations would be gone with it. `said` (a number, not synced) need not
+be there. Functions block.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ KEY: Final = "key"
 TOKEN: Final = "token"  # noqa: S105 - the name of a file
 STATE: Final = "state"
 EVENTS: Final = "events"
+SAID: Final = "said"
 _STATE_BYTES: Final = 16 << 20
 _ANEW: Final = (
     "to join anew, under another key: systemctl stop latticed-fleet, remove {}, have the operator revoke the key of "
@@ -84,6 +86,17 @@ class KeptState:
         """
         with self.lock:
             return self._add_event(said, followed or self.state.followed)
+
+    def said_s(self) -> int:
+        """When the last status was made, by this host's clock of then; 0 where that is not known."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(files.read_at_most(self._directory / SAID, 32))
+        return 0
+
+    def keep_said(self, at_s: int) -> None:
+        """A status is made. Not synced, as there is one each minute: after a power cut the clock's word counts."""
+        with contextlib.suppress(OSError):
+            (self._directory / SAID).write_text(str(at_s))
 
     def waiting(self) -> int:
         """How many events the engine has not acknowledged."""

@@ -115,7 +115,7 @@ class FleetNode:
         self._convergence = Convergence(kept, daemon, self._record, send, self._stopped)
         self._tail = DecisionTail(kept, daemon, self._record, self._stopped, now_s)
         self._unkept: bytes | None = None  # a desired document that the disk did not take
-        self._said_s, self._steady_s = 0.0, time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._said_s, self._steady_s = float(kept.said_s()), time.clock_gettime(time.CLOCK_BOOTTIME)
         self._refusal = ("", "")  # code and reason of the newest desired document, if it does not count
         self._invoked: queue.Queue[tuple[int, Invocation]] = queue.Queue(_WAITING)
 
@@ -282,6 +282,7 @@ class FleetNode:
         steady_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._said_s = max(self._now_s(), self._said_s + steady_s - self._steady_s)
         self._steady_s = steady_s
+        self._kept.keep_said(int(self._said_s))
         return int(self._said_s)
 
     def _plans(self) -> tuple[str, ...]:

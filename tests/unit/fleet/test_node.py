@@ -43,7 +43,7 @@ class EmptyDaemon(node_daemon.Daemon):
 
 class Beside:
     def __init__(self, directory):
-        self.fleet = fleets.Fleet()
+        self.fleet, self.directory = fleets.Fleet(), directory
         token = documents.sign(self.fleet.token(operators=(fleets.public(fleets.OPERATOR),)), fleets.OPERATOR)
         self.fleet.node_key = kept_state.enrol(directory, token, now_s=fleets.NOW)
         self.kept = kept_state.opened(directory)
@@ -237,6 +237,13 @@ def test_status_is_newer_than_the_last_one_though_the_clock_was_set_back(beside)
         told.append(beside.status().at)
     assert told == sorted(told)
     assert (told[0], told[-1]) == (fleets.NOW, fleets.NOW + 60)
+    # Also by an agent that was started anew since.
+    later = node.FleetNode(beside.kept, beside.daemon, beside.sent.append, now_s=lambda: fleets.NOW - 3_600)
+    later.converge()
+    assert beside.status().at >= fleets.NOW + 60
+    # What is damaged, as by a power cut, is as if it were not there.
+    (beside.directory / kept_state.SAID).write_text("x")
+    assert kept_state.opened(beside.directory).said_s() == 0
 
 
 def test_answer_that_is_too_large_is_said_to_be(beside):
