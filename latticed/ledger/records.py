@@ -49,7 +49,8 @@ _COLUMNS: Final = (
     "unasked",
 )
 _PUT: Final = f"INSERT OR REPLACE INTO records ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - constants
-_ALL: Final = f"SELECT {', '.join(_COLUMNS)} FROM records ORDER BY id"  # noqa: S608 - constants
+_LATER: Final = {"permits": "[]", "interpreter": "", "terms": "", "unasked": "[]"}
+"""Columns that ledgers of older versions lack, and what the migrations give them."""
 
 
 def put(tx: Transaction, record: lifecycle.Record) -> None:
@@ -106,8 +107,12 @@ def _values(record: lifecycle.Record) -> tuple[Any, ...]:
 
 
 def load_all(conn: RowReader) -> tuple[lifecycle.Record, ...]:
-    """All records by id, tombstones included; Problem ledger_damaged for a row that latticed did not write."""
-    return tuple(_record(dict(zip(_COLUMNS, row, strict=True))) for row in conn.execute(_ALL))
+    """All records by id, tombstones included; Problem ledger_damaged for a row that latticed did not write.
+
+    The ledger may be of an older version: a restore and a recovery read it before it is migrated.
+    """
+    rows = conn.execute(f"{_select(conn)} ORDER BY id")
+    return tuple(_record(dict(zip(_COLUMNS, row, strict=True))) for row in rows)
 
 
 def accepted_sources(conn: RowReader) -> tuple[str, ...]:
@@ -120,11 +125,18 @@ def readable(conn: RowReader) -> tuple[lifecycle.Record, ...]:
     """Those records that can still be read of a damaged table, in no order; never raises for damage."""
     found: list[lifecycle.Record] = []
     with contextlib.suppress(*DAMAGED):
-        for row in conn.execute(_ALL.removesuffix(" ORDER BY id")):  # without the index, which may be damaged too
+        for row in conn.execute(_select(conn)):  # unordered, so without the index, which may be damaged too
             # A row that does not decode is left out; the rows behind it may be sound.
             with contextlib.suppress(Problem):
                 found.append(_record(dict(zip(_COLUMNS, row, strict=True))))
     return tuple(found)
+
+
+def _select(conn: RowReader) -> str:
+    """A query for all rows, as they are once the ledger is migrated."""
+    present = {name for _, name, *_ in conn.execute("PRAGMA table_info(records)")}
+    columns = (f"'{_LATER[one]}'" if one in _LATER and one not in present else one for one in _COLUMNS)
+    return f"SELECT {', '.join(columns)} FROM records"  # noqa: S608 - constants
 
 
 @functools.lru_cache(maxsize=1024)  # thousands of records hold a few lists between them

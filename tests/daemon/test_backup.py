@@ -16,8 +16,9 @@ import tarfile
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from latticed.ledger import migrations
 from latticed.lifecycle import archive
-from tests.house import bundles, daemons, damage, processes, used_states
+from tests.house import bundles, daemons, damage, older_ledgers, processes, used_states
 
 pytestmark = pytest.mark.daemon
 
@@ -170,6 +171,29 @@ def test_restore_keeps_stricter_later_decisions(used, backup, acme):
     assert {"ledger.sqlite3", "host.key", "floors.json", "store"} <= {one.name for one in replaced.iterdir()}
 
 
+@pytest.mark.parametrize("step", ["_PERMITS", "_CALLS", "_TERMS", "_UNASKED"])
+def test_backup_made_before_an_upgrade_is_restored(used, backup, tmp_path, step):
+    """Its ledger is sound, and lacks what came since; what was taken away later holds for it as well."""
+    database = tmp_path / "ledger.sqlite3"
+
+    def older(data):
+        database.write_bytes(data)
+        older_ledgers.rewrite(database, migrations.MIGRATIONS.index(getattr(migrations, step)))
+        return database.read_bytes()
+
+    signed_anew(backup, "ledger.sqlite3", older)
+    with used.running() as daemon:
+        daemon.until_state("armed")
+        assert daemon.ask("PUT", "/api/plugins/by-id/acme.demo/grants", {"trim": ["network:plan"]}).status == 200
+        assert daemon.stop() == 0
+    ran = used.once("--restore", str(backup))
+    assert (ran.returncode, ran.stderr) == (0, ""), ran
+    with used.running() as daemon:
+        assert daemon.until_state("armed")["granted"] == ["kv:read", "log:write"]
+        assert daemon.get("/api/kv/default/motd").body == b"hello"
+        assert daemon.get("/api/audit/verify").json()["ok"] is True
+
+
 def test_restore_replaces_a_damaged_ledger(used, backup):
     """It brings back what --recover cannot rebuild."""
     damage.header(used.state)
@@ -261,10 +285,8 @@ FAULTS_THAT_WERE_SIGNED = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS_THAT_WERE_SIGNED)
-def test_signed_but_invalid_backup_is_backup_invalid(used, backup, fault):
-    """Exit 1 and no hint at --recover: the present state is intact."""
-    name, change = FAULTS_THAT_WERE_SIGNED[fault]
+def signed_anew(backup, name, change):
+    """The backup with one file passed through `change`, as its own host would have signed it."""
     with tarfile.open(backup) as old:
         parts = {member.name: old.extractfile(member).read() for member in old.getmembers()}
     manifest = archive.decode_manifest(parts.pop("manifest.json"))
@@ -278,6 +300,12 @@ def test_signed_but_invalid_backup_is_backup_invalid(used, backup, fault):
     with tarfile.open(backup, mode="w", format=tarfile.USTAR_FORMAT) as new:
         for one, data in {"manifest.json": signed, **parts}.items():
             new.addfile(named(one, data)[0], io.BytesIO(data))
+
+
+@pytest.mark.parametrize("fault", FAULTS_THAT_WERE_SIGNED)
+def test_signed_but_invalid_backup_is_backup_invalid(used, backup, fault):
+    """Exit 1 and no hint at --recover: the present state is intact."""
+    signed_anew(backup, *FAULTS_THAT_WERE_SIGNED[fault])
     before = {one.name for one in used.state.iterdir()}
     ran = used.once("--restore", str(backup))
     assert (ran.returncode, ran.stdout) == (1, "")

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from tests.house import bundles, damage, faults, used_states
+from latticed.ledger import migrations
+from tests.house import bundles, damage, faults, older_ledgers, used_states
 
 pytestmark = pytest.mark.daemon
 
@@ -115,6 +116,27 @@ def test_recover_refuses_an_intact_ledger(used):
     assert after == set(before)
     with used.running() as daemon:
         assert daemon.plugin("acme.demo")["status"] == "active"
+
+
+def test_recover_refuses_an_intact_ledger_of_an_older_version(used):
+    """As after an upgrade of the package, before the first start."""
+    older_ledgers.rewrite(used.state / "ledger.sqlite3", len(migrations.MIGRATIONS) - 1)
+    ran = used.once("--recover")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("latticed: ledger_sound: ")
+    with used.running() as daemon:
+        assert daemon.plugin("acme.demo")["status"] == "active"
+
+
+def test_damaged_ledger_of_an_older_version_is_recovered_with_what_was_masked(used):
+    """What can be read of it counts, also where the floors are lost."""
+    older_ledgers.rewrite(used.state / "ledger.sqlite3", len(migrations.MIGRATIONS) - 1)
+    damage.trigger(used.state)
+    (used.state / "floors.json").unlink()
+    assert used.once("--recover", "--without-floors").returncode == 0
+    with used.running() as daemon:
+        record = daemon.activate("acme.demo", accept=["network:plan"])
+        assert record["granted"] == ["kv:read", "log:write", "network:plan"]
 
 
 def test_ledger_of_a_newer_version_is_not_treated_as_damaged(used):

@@ -16,11 +16,12 @@ import apsw
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.ledger import Ledger, audit, integrity, kv, open_ledger, rebuild, upkeep
+from latticed.ledger import Ledger, audit, integrity, kv, migrations, open_ledger, rebuild, records, upkeep
 from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
-from tests.house import damage, processes
+from latticed.model.lifecycle import Record, RecordFacts, Status
+from tests.house import damage, older_ledgers, processes
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
@@ -117,6 +118,47 @@ async def test_change_in_any_wal_header_field_is_found(
     header[at] ^= 0x10
     copied.write_bytes(header)
     assert integrity.in_wal(tmp_path / "db")
+
+
+@pytest.mark.parametrize("steps", range(1, len(migrations.MIGRATIONS)))
+async def test_sound_ledger_of_an_older_version_is_sound_and_read_as_if_migrated(
+    opened: Open, state_dir: Path, steps: int
+) -> None:
+    """A restore and a recovery read it before anything migrates it."""
+    facts = RecordFacts(
+        name="Demo",
+        type="system",
+        version="1.2.3",
+        publisher="acme",
+        signed=True,
+        capabilities=("kv:read", "http:egress"),
+        identity="ab" * 32,
+        artifact_sha256="cd" * 32,
+        manifest=b"{}",
+        interpreter="python3",
+    )
+    record = Record(
+        id="acme.demo",
+        status=Status.ACTIVE,
+        facts=facts,
+        source="plugins/demo",
+        masked=frozenset({"http:egress"}),
+        unasked=frozenset({"http:egress"}),
+        permits=("acme.other",),
+        hosts=(),
+        floor="1.2.3",
+        verified_at=1,
+        created_at=1,
+        updated_at=1,
+    )
+    async with opened() as ledger:
+        await ledger.write(lambda tx: records.put(tx, record))
+    older_ledgers.rewrite(state_dir / "ledger.sqlite3", steps)
+    assert rebuild.diagnosis(state_dir) == ""
+    found = rebuild.read_damaged(state_dir / "ledger.sqlite3").records
+    assert [(one.id, one.masked) for one in found] == [("acme.demo", {"http:egress"})]
+    async with opened() as ledger:
+        assert ledger.read(records.load_all) == found
 
 
 @pytest.mark.parametrize("table", ["records", "revocations", "heads", "checkpoints", "kv_usage"])
