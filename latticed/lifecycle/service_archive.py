@@ -10,6 +10,7 @@ believed: every entry is opened, or made, in a directory that is open already, a
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -37,31 +38,60 @@ MAX_INDEX_BYTES: Final = 64 << 20
 _CHUNK: Final = 1 << 20
 _TRIES: Final = 3  # for a file that its program changes while it is copied
 _FILE, _DIRECTORY, _LINK = "f", "d", "l"
+# What opening, or reading, a file or link says that something of another kind replaced meanwhile.
+_REPLACED: Final = data_tree.GONE | {errno.EINVAL, errno.ENXIO}
 log = logs.get_logger()
+
+
+class _LeftOut(Exception):
+    """Nothing of a service can be in the backup; the message says why, an empty one that there is none any more."""
+
+
+class _ReadError(Exception):
+    """A file or link cannot be read; `__cause__` is the OSError. An error of writing the copy stays as it is."""
+
+
+class _Unread:
+    """What of one service could not be read: `count`, and of the first such entry `path`, quoted, and `reason`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.path = self.reason = ""
+
+    def add(self, path: bytes, error: OSError) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.path, self.reason = quote_from_bytes(path), error.strerror or str(error)
 
 
 def stage(state_dir: Path, staging: Path) -> list[str]:
     """Copy what all services keep into `staging`; the names of the files, in the order of the archive. Blocks. OSError.
 
     Programs run meanwhile: each file is copied again while it changes, three times at most, so one that is replaced by
-    renaming is whole. What cannot be read, or is too deep, is left out with a line in the log.
+    renaming is whole. What cannot be read is left out, and so is a service that is too deep, with a line in the log.
     """
     names: list[str] = []
     data = ServiceData(state_dir / DIRECTORY)
     for publisher, plugin_id, name in data.services()[:MAX_SERVICES]:
         if not names:
-            (staging / DIRECTORY).mkdir(mode=0o700)
+            (staging / DIRECTORY).mkdir(mode=0o700, exist_ok=True)
         stem = f"{DIRECTORY}/{len(names) // 2 + 1:04}"
-        entries: list[list[Any]] = []
-        with (staging / f"{stem}.data").open("xb", buffering=0) as out:
-            try:
-                place = data.place(f"{publisher}/{plugin_id}", name)
-                entries += _copied(place, out.fileno())
-            except data_tree.TooDeep:
-                log.warning("backup_left_out", plugin_id=plugin_id, name=name, reason="too many levels of directories")
-        index = {"publisher": publisher, "plugin": plugin_id, "name": name, "entries": entries}
-        (staging / f"{stem}.json").write_bytes(encode(index).encode("ascii") + b"\n")
-        names += [f"{stem}.json", f"{stem}.data"]
+        both = [f"{stem}.json", f"{stem}.data"]
+        unread = _Unread()
+        reason = ""
+        try:
+            with (staging / both[1]).open("xb", buffering=0) as out:
+                entries = list(_copied(data.place(f"{publisher}/{plugin_id}", name), out.fileno(), unread))
+            index = {"publisher": publisher, "plugin": plugin_id, "name": name, "entries": entries}
+            (staging / both[0]).write_bytes(encode(index).encode("ascii") + b"\n")
+            names += both
+            if unread.count:
+                reason = f"{unread.count} entries that cannot be read, first {unread.path[:200]} ({unread.reason})"
+        except _LeftOut as error:
+            (staging / both[1]).unlink()
+            reason = str(error) and f"all of it: {error}"
+        if reason:
+            log.warning("backup_left_out", plugin_id=plugin_id, name=name, reason=reason)
     return names
 
 
@@ -90,48 +120,92 @@ def unpack(staging: Path, target: Path) -> bool:
     return bool(indexes)
 
 
-def _copied(place: Path, out: int) -> Iterator[list[Any]]:
-    """Append the bytes of all files in `place` to `out`, and yield each entry: kind, path, mode, size or target."""
-    for entry in data_tree.walk(place):
+def _copied(place: Path, out: int, unread: _Unread) -> Iterator[list[Any]]:
+    """Append the bytes of all files in `place` to `out`, and yield each entry: kind, path, mode, size or target.
+
+    OSError of writing, _LeftOut; what cannot be read is told to `unread`.
+    """
+    tree = data_tree.walk(place, unread.add)
+    while (entry := _next(tree)) is not None:
         path, mode = quote_from_bytes(entry.path), stat.S_IMODE(entry.found.st_mode)
-        if stat.S_ISDIR(entry.found.st_mode):
-            yield [_DIRECTORY, path, mode, 0]
-        elif stat.S_ISLNK(entry.found.st_mode):
-            with contextlib.suppress(OSError):  # replaced meanwhile
-                yield [_LINK, path, mode, quote_from_bytes(os.readlink(entry.name, dir_fd=entry.directory))]
-        elif stat.S_ISREG(entry.found.st_mode):
-            with contextlib.suppress(FileNotFoundError):
-                yield [_FILE, path, mode, _copied_file(entry, out)]
+        try:
+            if stat.S_ISDIR(entry.found.st_mode):
+                yield [_DIRECTORY, path, mode, 0]
+            elif stat.S_ISLNK(entry.found.st_mode):
+                with _reading():
+                    target = os.readlink(entry.name, dir_fd=entry.directory)
+                yield [_LINK, path, mode, quote_from_bytes(target)]
+            elif stat.S_ISREG(entry.found.st_mode) and (size := _copied_file(entry, out)) is not None:
+                yield [_FILE, path, mode, size]
+        except _ReadError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno not in _REPLACED:
+                unread.add(entry.path, cause)
 
 
-def _copied_file(entry: data_tree.TreeEntry, out: int) -> int:
-    """Append one file to `out`; how many bytes. FileNotFoundError when it is gone, or no regular file any more."""
+def _next(tree: Iterator[data_tree.TreeEntry]) -> data_tree.TreeEntry | None:
+    """The next entry, None at the end; _LeftOut where there can be none."""
     try:
-        fd = files.open_file(os.fsdecode(entry.name), beneath=entry.directory)
-    except PermissionError:  # the program took its own right to read away
-        data_tree.make_readable(entry.name, entry.directory, mode=0o600)
-        fd = files.open_file(os.fsdecode(entry.name), beneath=entry.directory)
+        return next(tree, None)
+    except data_tree.TooDeep as error:
+        raise _LeftOut("too many levels of directories") from error
+    except FileNotFoundError as error:
+        raise _LeftOut from error
     except OSError as error:
-        raise FileNotFoundError from error
+        raise _LeftOut(error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Have an OSError of the block be a _ReadError."""
+    try:
+        yield
+    except OSError as error:
+        raise _ReadError from error
+
+
+def _copied_file(entry: data_tree.TreeEntry, out: int) -> int | None:
+    """Append one file to `out`; how many bytes, None for no regular file any more. _ReadError: nothing is appended."""
+    with _reading():
+        fd = _opened(entry)
     start, size = os.lseek(out, 0, os.SEEK_END), 0
     with closing(fd):
-        for _ in range(_TRIES):
+        try:
+            for _ in range(_TRIES):
+                os.ftruncate(out, start)
+                os.lseek(out, start, os.SEEK_SET)
+                before = os.fstat(fd)
+                if not stat.S_ISREG(before.st_mode):
+                    return None
+                size = _copy(fd, out, before.st_size)
+                after = os.fstat(fd)
+                seen = (after.st_size, after.st_mtime_ns, after.st_ctime_ns)
+                if seen == (size, before.st_mtime_ns, before.st_ctime_ns):
+                    break
+        except _ReadError:
             os.ftruncate(out, start)
-            os.lseek(out, start, os.SEEK_SET)
-            before = os.fstat(fd)
-            if not stat.S_ISREG(before.st_mode):
-                raise FileNotFoundError
-            size = _copy(fd, out, before.st_size)
-            after = os.fstat(fd)
-            if (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (size, before.st_mtime_ns, before.st_ctime_ns):
-                break
+            raise
     return size
 
 
+def _opened(entry: data_tree.TreeEntry) -> int:
+    """A descriptor to read a file by. OSError."""
+    name = os.fsdecode(entry.name)
+    try:
+        return files.open_file(name, beneath=entry.directory)
+    except PermissionError:  # the program took its own right to read away
+        data_tree.make_readable(entry.name, entry.directory, mode=0o600)
+        return files.open_file(name, beneath=entry.directory)
+
+
 def _copy(fd: int, out: int, most: int) -> int:
-    """Copy at most `most` bytes from the beginning of `fd`; how many there were."""
+    """Copy at most `most` bytes from the beginning of `fd`; how many there were. _ReadError; OSError of writing."""
     copied = 0
-    while copied < most and (chunk := os.pread(fd, min(_CHUNK, most - copied), copied)):
+    while copied < most:
+        with _reading():
+            chunk = os.pread(fd, min(_CHUNK, most - copied), copied)
+        if not chunk:
+            break
         files.write_all(out, chunk)
         copied += len(chunk)
     return copied

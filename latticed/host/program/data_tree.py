@@ -6,7 +6,7 @@ call it in a thread.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -17,11 +17,13 @@ from latticed.kit.files import closing
 from latticed.kit.value import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 MAX_LEVELS: Final = 64
 """Directories within each other; each takes a descriptor while a tree is walked."""
+GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+"""Errors of opening what was there a moment ago: it was removed, or something of another kind is in its place."""
 _BLOCK: Final = 512  # what st_blocks counts (stat(2))
 
 
@@ -52,38 +54,42 @@ class TooDeep(Exception):
     """There are more than MAX_LEVELS directories within each other."""
 
 
-def walk(directory: Path) -> Iterator[TreeEntry]:
+def walk(directory: Path, unreadable: Callable[[bytes, OSError], None] | None = None) -> Iterator[TreeEntry]:
     """Every entry below `directory`, each directory before what is in it. OSError; TooDeep.
 
     What vanishes meanwhile is left out. A directory that its owner may not read is made readable, as a program can
-    always take its own rights away.
+    always take its own rights away. `unreadable` is told the path of what cannot be read, which is left out then
+    instead of raising the error; not of `directory` itself.
     """
-    with contextlib.ExitStack() as stack:
-        top = stack.enter_context(closing(files.open_directory(directory)))
+    with closing(files.open_directory(directory)) as top:
         # (open directory, path, names left): a stack instead of recursion, as the depth is the program's choice.
         levels = [(top, b"", _names(top))]
-        while levels:
-            fd, above, names = levels[-1]
-            if not names:
-                levels.pop()
-                if levels:
-                    os.close(fd)
-                continue
-            name = names.pop()
-            try:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                yield TreeEntry(path=above + name, found=found, directory=fd)
-                if stat.S_ISDIR(found.st_mode):
-                    if len(levels) >= MAX_LEVELS:
-                        raise TooDeep
-                    below = enter(name, fd)
-                    levels.append((below, above + name + b"/", _names(below)))
-            except FileNotFoundError:
-                continue
-            except BaseException:
-                for one, _, _ in levels[1:]:
-                    os.close(one)
-                raise
+        try:
+            while levels:
+                fd, above, names = levels[-1]
+                if not names:
+                    levels.pop()
+                    if levels:
+                        os.close(fd)
+                    continue
+                name = names.pop()
+                try:
+                    found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                    yield TreeEntry(path=above + name, found=found, directory=fd)
+                    if stat.S_ISDIR(found.st_mode):
+                        if len(levels) >= MAX_LEVELS:
+                            raise TooDeep
+                        levels.append((enter(name, fd), above + name + b"/", []))
+                        levels[-1][2].extend(_names(levels[-1][0]))
+                except OSError as error:
+                    if error.errno in GONE:
+                        continue
+                    if unreadable is None:
+                        raise
+                    unreadable(above + name, error)
+        finally:
+            for one, _, _ in levels[1:]:
+                os.close(one)
 
 
 def measure(directory: Path, most: DataUse) -> DataUse:
@@ -182,5 +188,5 @@ def _remove_entry(name: bytes, top: int) -> None:
 
 
 def _names(fd: int) -> list[bytes]:
-    """The names in an open directory."""
-    return [os.fsencode(name) for name in os.listdir(fd)]
+    """The names in an open directory, each once: one that is renamed meanwhile may be listed twice (readdir(3))."""
+    return [os.fsencode(name) for name in dict.fromkeys(os.listdir(fd))]

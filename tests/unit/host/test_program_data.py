@@ -21,6 +21,7 @@ from latticed.host.program.data import ServiceData
 from latticed.host.program.data_tree import DataUse
 from latticed.host.program.quota import FreeSpace, Looked
 from latticed.host.program.rules import ProgramRefused
+from tests.house import processes
 from tests.unit.host.test_program_keeper import A, B, tree, until, world
 
 QUOTA = {"bytes": 8 << 20, "files": 200}
@@ -344,6 +345,45 @@ def test_too_deep_a_tree_is_told(tmp_path):
     Path(tmp_path, *["d"] * (data_tree.MAX_LEVELS + 1)).mkdir()
     with pytest.raises(data_tree.TooDeep):
         data_tree.measure(tmp_path, DataUse(bytes=1 << 40, files=1_000))
+
+
+@pytest.mark.parametrize("other", ["file", "link", "nothing"])
+def test_directory_that_is_replaced_while_a_tree_is_walked_counts_as_vanished(tmp_path, other):
+    (tmp_path / "d" / "below").mkdir(parents=True)
+    (tmp_path / "e").write_text("")
+    seen = set()
+    for entry in data_tree.walk(tmp_path):
+        seen.add(entry.path)
+        if entry.path == b"d":
+            (tmp_path / "d").rename(tmp_path / "moved")
+            if other == "file":
+                (tmp_path / "d").write_text("")
+            elif other == "link":
+                (tmp_path / "d").symlink_to("moved")
+    assert seen == {b"d", b"e"}
+
+
+RENAME = """
+import os, sys
+os.chdir(sys.argv[1])
+print("up", flush=True)
+while True:
+    for number in range(5_000):
+        os.rename(f"file-with-a-name-{number}", "other")
+        os.rename("other", f"file-with-a-name-{number}")
+"""
+
+
+def test_file_that_is_renamed_while_a_tree_is_walked_is_seen_once(tmp_path):
+    """On a tmpfs a new name is listed after all others, also when it was listed before."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else tmp_path) as top:
+        for number in range(5_000):
+            Path(top, f"file-with-a-name-{number}").touch()
+        with processes.spawned([sys.executable, "-c", RENAME, top]) as child:
+            assert child.stdout.readline() == b"up\n"
+            for _ in range(60):
+                seen = [entry.path for entry in data_tree.walk(Path(top))]
+                assert len(seen) == len(set(seen))
 
 
 def test_link_in_place_of_the_directory_is_not_followed(tmp_path):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import shutil
 import stat
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from latticed.lifecycle import service_archive
-from tests.house import files_seen
+from tests.house import files_seen, processes
 
 
 @pytest.fixture
@@ -88,7 +92,111 @@ def test_tree_that_is_too_deep_does_not_prevent_the_backup_of_others(state, stag
     service_archive.stage(state, staging)
     service_archive.unpack(staging, tmp_path / "new")
     assert (tmp_path / "new/acme/acme.demo/b/data/file").read_text() == "kept"
+    assert not (tmp_path / "new/acme/acme.demo/a").exists()
     assert "backup_left_out" in capsys.readouterr().out
+
+
+STAGE = """
+import sys
+from pathlib import Path
+from latticed.lifecycle import service_archive
+service_archive.stage(Path(sys.argv[1], "state"), Path(sys.argv[1], "staging"))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to become another user")
+def test_what_cannot_be_read_is_left_out_of_the_backup_and_told_once_for_each_service(tmp_path):
+    """Files and directories of another owner, and a whole service's directory; all else is in it."""
+    python = processes.reachable_python()
+    with processes.home_of(processes.STRANGER, tmp_path) as home:
+        for part in ("state", "staging"):
+            (home / part).mkdir()
+        some, whole, closed = (kept(home / "state", name=name) for name in "abc")
+        for number in range(3):
+            (some / f"before{number}").write_text("mine")
+            (some / f"theirs{number}").write_text("closed")
+            (some / f"inner{number}").mkdir()
+            (some / f"inner{number}" / "file").write_text("closed")
+        (whole / "file").write_text("kept")
+        (closed / "file").write_text("closed")
+        theirs = {*some.glob("theirs*"), *some.glob("inner*"), closed}
+        for one in home.rglob("*"):
+            if one not in theirs:
+                os.chown(one, processes.STRANGER.uid, processes.STRANGER.gid)
+        for one in theirs:
+            one.chmod(0o700)
+        ran = subprocess.run(
+            [python, "-c", STAGE, str(home)],
+            check=False,
+            user=processes.STRANGER.uid,
+            group=processes.STRANGER.gid,
+            extra_groups=[],
+            env={"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=processes.LONG_PATIENCE_S,
+        )
+        assert ran.returncode == 0, ran
+        service_archive.unpack(home / "staging", home / "new")
+        found = files_seen.tree(home / "new/acme/acme.demo")
+    assert {path for path, (mode, _) in found.items() if stat.S_ISREG(mode)} == {
+        *(f"a/data/before{number}" for number in range(3)),
+        "b/data/file",
+    }
+    assert ran.stdout.count("backup_left_out") == 2, ran
+    assert "6 entries that cannot be read" in ran.stdout
+    assert "all of it: Permission denied" in ran.stdout
+
+
+def test_copy_that_cannot_be_written_fails_the_backup(state, staging):
+    """It is not taken for a file that cannot be read."""
+    (kept(state) / "file").write_bytes(bytes(1 << 16))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            service_archive.stage(state, staging)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+EXCHANGE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+os.chdir(sys.argv[1])
+print("up", flush=True)
+while True:
+    for number in range(100):
+        libc.renameat2(-100, b"d%d" % number, -100, b"f%d" % number, 2)
+        os.rename(b"m%d" % number, b"n%d" % number)
+        os.rename(b"n%d" % number, b"m%d" % number)
+"""
+
+
+def test_program_that_exchanges_files_and_directories_does_not_prevent_the_backup(state, staging):
+    """Nor the restore: what is renamed meanwhile may be listed twice."""
+    data = kept(state)
+    for number in range(100):
+        (data / f"d{number}").mkdir()
+        (data / f"f{number}").write_bytes(b"")
+        (data / f"m{number}").write_bytes(b"")
+    with processes.spawned([sys.executable, "-c", EXCHANGE, str(data)]) as child:
+        assert child.stdout.readline() == b"up\n"
+        for _ in range(40):
+            assert service_archive.stage(state, staging)
+            entries = json.loads((staging / "services/0001.json").read_bytes())["entries"]
+            assert len({path for _, path, *_ in entries}) == len(entries)
+            shutil.rmtree(staging / "services")
+
+
+def test_service_that_is_removed_meanwhile_is_no_fault(state, staging, monkeypatch, capsys):
+    (kept(state, name="b") / "file").write_text("kept")
+    monkeypatch.setattr(
+        service_archive.ServiceData, "services", lambda _: [("acme", "acme.demo", name) for name in ("a", "b")]
+    )
+    assert service_archive.stage(state, staging) == ["services/0001.json", "services/0001.data"]
+    assert "backup_left_out" not in capsys.readouterr().out
 
 
 SOUND = {"publisher": "acme", "plugin": "acme.demo", "name": "web", "entries": [["f", "file", 0o600, 3]]}
