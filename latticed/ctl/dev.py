@@ -107,7 +107,7 @@ class _Bench:
     def _start(self) -> None:
         """Install and start it, with what is agreed to."""
         view = self.own.view()
-        self._agree(("plugins", "lifecycle"), {"id": view.id, "status": "installed"})
+        self._agree(("plugins", "lifecycle"), {"id": view.id, "status": "installed", "already_so": True})
         give = functools.partial(trial_input.give, self.session.screen, self.own, self.given)
         self._tell(self.own.activated(self.agreed, give), "runs")
 
@@ -116,23 +116,24 @@ class _Bench:
         from latticed.ctl import dev_sources
 
         began_s, built = time.monotonic(), self.session.args.build
-        digest = None
+        changed = False
         try:
             dev_sources.build(self.own.source, built)
-            digest = self.own.put()
+            changed = self.own.put()
         finally:
-            if digest is None:
+            if not changed:
                 self.news.absorbed = dev_sources.fingerprint(self.own.source, built=built is not None)
-        if digest is None:
+        if not changed:
             return
-        if self.own.view().status != "active":
+        view = self.own.view()
+        if view.candidate is not None:  # None: a change that was refused has been undone
+            path, body = ("plugins", "by-id", self.own.plugin_id, "upgrade"), {"allow_downgrade": True, "retry": True}
+            self._agree(path, body)
+            view = decode.plugin(self.own.client(read_s=LONG_S).post(*path, body={**body, **self.agreed}))
+        if view.status != "active":
             self._start()
             return
-        self.own.offered(digest)
-        path, body = ("plugins", "by-id", self.own.plugin_id, "upgrade"), {"allow_downgrade": True, "retry": True}
-        self._agree(path, body)
-        plain = self.own.client(read_s=LONG_S).post(*path, body={**body, **self.agreed})
-        self._tell(self.own.armed(decode.plugin(plain)), f"reloaded in {time.monotonic() - began_s:.2f} s")
+        self._tell(self.own.armed(view), f"reloaded in {time.monotonic() - began_s:.2f} s")
 
     def _agree(self, path: tuple[str, ...], body: dict[str, Any]) -> None:
         """Ask about what this step would leave out, once; without a terminal it stays out."""

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from latticed.bundle import decode as manifests
 from latticed.bundle import pack, requirements, write
 from latticed.bundle.read import ReadLimits
 from latticed.bundle.refusal import ARTIFACT
@@ -34,7 +35,7 @@ from latticed.client.control import READ_S, ApiRefusal, ControlClient
 from latticed.ctl import ask, decode, offline, policy_file, replies, sign
 from latticed.kit import files
 from latticed.model.errors import Problem
-from latticed.trust import key_files, policy
+from latticed.trust import key_files, payload, policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -47,6 +48,8 @@ SOURCE: Final = "src"
 """A directory of this name in a bundle is packed to its artifact (`latticectl pack`)."""
 REQUIREMENTS: Final = "requirements.txt"
 """A file of this name beside it names packages of others that are packed too (`latticectl pack --requirements`)."""
+BUNDLE: Final = "bundle"
+"""The name of the copy in the daemon's plugin directory."""
 PUBLISHER: Final = "dev.local"
 """The publisher where a manifest names none."""
 START_S: Final = 120.0
@@ -76,64 +79,69 @@ class Trial:
         self._key = key
         self._publisher = publisher
         self._last: tuple[dict[str, Any], bytes] | None = None
+        self._identity = ""  # of the bundle that lies in the plugin directory
 
     def client(self, *, read_s: float = READ_S) -> ControlClient:
         """A client of this daemon."""
         return ControlClient(str(self.socket), read_s=read_s)
 
-    def put(self) -> str | None:
-        """Sign a copy of the source and put it in the plugin directory in one step; its artifact's SHA-256.
+    def put(self) -> bool:
+        """Sign a copy of the source and put it in the plugin directory in one step.
 
-        None when it is what was put there last. Problem for what cannot be signed: what was there stays then.
+        False when it is what was put there last. Problem for what cannot be signed: what was there stays then.
         """
         raw, artifact = _read(self.source)
         if self._last == (raw, artifact):
-            return None
+            return False
         if raw.get("id") != self.plugin_id:
             found = f"expected the plugin {self.plugin_id}, found {str(raw.get('id'))[:150]!r} in its manifest"
             raise Problem("usage", found, "end this and begin anew: one daemon is for one plugin")
-        staged, place = self.home / "staged", self.home / "plugins" / "bundle"
+        staged, place = self.home / "staged", self.home / "plugins" / BUNDLE
         shutil.rmtree(staged, ignore_errors=True)
         with _writing(self.home.parent):
             write.write_bundle(staged, write.render_manifest(raw), artifact)
         try:
-            signed = sign.sign_bundle(str(staged), self._key, self._publisher)
+            sign.sign_bundle(str(staged), self._key, self._publisher)
         except Problem as problem:
             raise Problem(
                 problem.code, problem.reason.replace(str(staged), str(self.source)), problem.hint
             ) from problem
+        signed = manifests.decode(offline.manifest_bytes(str(staged)))
         if place.exists():
             files.exchange(staged, place)
         else:
             staged.rename(place)
-        self._last = raw, artifact
-        return str(signed["digest_sha256"])
-
-    def offered(self, digest: str) -> None:
-        """Wait until the daemon offers the artifact of this SHA-256 as another version; Problem when it refuses it."""
-        until = time.monotonic() + START_S
-        while time.monotonic() < until:
-            candidate = self.view().candidate
-            if candidate is not None and candidate.artifact_sha256 == digest:
-                return
-            self.check_refused()
-            time.sleep(_PAUSE_S)
-        raise Problem("unreachable", f"expected the daemon to see the change within {START_S:g} s, found it did not")
+        self._last, self._identity = (raw, artifact), payload.identity(payload.signing_payload(*signed))
+        return True
 
     def view(self) -> wire.PluginView:
-        """The plugin, once the daemon has verified the bundle; Problem with the verdict's code when it refuses it."""
+        """The plugin, once the daemon has verified what was put: it is what is accepted, or the candidate.
+
+        Problem with the verdict's code when it refuses it.
+        """
         until = time.monotonic() + START_S
+        judged = False
         while time.monotonic() < until:
             with contextlib.suppress(ApiRefusal):
-                return ask.plugin(self.client(), self.plugin_id)[1]
-            self.check_refused()
+                about = ask.about(self.client(), self.plugin_id)
+                view = decode.plugin(replies.mapping(about.get("plugin"), "plugin"))
+                there = view.candidate.identity if view.candidate else view.available and about.get("identity")
+                if there == self._identity:
+                    return view
+            if not judged:
+                self._check_refused()
+                judged = True
             time.sleep(_PAUSE_S)
         raise Problem("unreachable", f"expected the daemon to see the bundle within {START_S:g} s, found it did not")
 
-    def check_refused(self) -> None:
-        """Problem with the verdict's code, if the bundle that lies there is refused."""
-        for row in decode.rejected(self.client().get("plugins", "rejected")):
-            raise Problem(row.code, row.reason, row.hint)
+    def _check_refused(self) -> None:
+        """Problem with the verdict's code, if the bundle that lies there is refused.
+
+        It is judged now: the daemon's list of what is refused may still have the one before.
+        """
+        verdict = replies.mapping(self.client().post("plugins", "verify", body={"name": BUNDLE}), "verdict")
+        if verdict.get("code"):
+            raise Problem(*(str(verdict.get(name) or "") for name in ("code", "reason", "hint")))
 
     def activated(self, agreed: Mapping[str, Any], prepare: Callable[[], None] = lambda: None) -> wire.PluginView:
         """Install and start it with these consents (`consent.given`), and wait until it is armed.
@@ -142,7 +150,8 @@ class Trial:
         not be, or of the refusal.
         """
         client = self.client(read_s=START_S)
-        client.post("plugins", "lifecycle", body={"id": self.plugin_id, "status": "installed", **agreed})
+        body = {"id": self.plugin_id, "status": "installed", "already_so": True}
+        client.post("plugins", "lifecycle", body={**body, **agreed})
         prepare()
         plain = client.post("plugins", "lifecycle", body={"id": self.plugin_id, "status": "active"})
         return self.armed(decode.plugin(plain))

@@ -430,6 +430,44 @@ def test_dev_takes_each_change_and_repeats_what_was_asked(desk):
     assert desk.left() == []
 
 
+def test_dev_takes_what_was_mended_after_the_daemon_refused_it(desk):
+    """Also when it is refused twice, when the change is only undone, and when the first bundle was refused."""
+    future = {"requires_host": ">=99"}
+    desk.write(**future)
+    with developing(desk) as dev:
+        dev.until("error: expected a host of version >=99")
+        desk.write()
+        assert "error: " not in dev.until(f"{ID} runs")
+        desk.write(**future)
+        dev.until("error: expected a host of version >=99")
+        desk.write(requires_host=">=98")
+        assert "error: expected a host of version >=99" not in dev.until("error: expected a host of version >=98")
+        desk.write(PLUGIN.replace('"hello"', '"hallo"'))
+        assert "error: " not in dev.until("reloaded in")
+        dev.type('greet "me"')
+        dev.until('"hallo": "me"')
+        desk.write(PLUGIN.replace('"hello"', '"hola"'), **future)
+        dev.until("error: expected a host of version >=99")
+        desk.write(PLUGIN.replace('"hello"', '"hallo"'))
+        assert "error: " not in dev.until("reloaded in")
+        dev.type('greet "me"')
+        dev.until('"hallo": "me"')
+        dev.type("quit")
+        assert dev.process.wait(processes.PATIENCE_S) == 0
+    assert desk.left() == []
+
+
+def test_dev_starts_what_was_mended_after_it_could_not_be_started(desk):
+    """It is installed then, with the version before."""
+    desk.write(config=SCHEMA)
+    with developing(desk) as dev:
+        dev.until("error: ", "config")
+        desk.write(PLUGIN.replace('"hello"', '"hallo"'))
+        assert "error: " not in dev.until(f"{ID} runs")
+        dev.type('greet "me"')
+        dev.until('"hallo": "me"')
+
+
 def test_dev_configures_the_plugin_and_binds_its_secrets(desk):
     desk.write(config=SCHEMA)
     (desk.home / "try.toml").write_text('city = "Bonn"')
