@@ -127,7 +127,7 @@ def _wanted(session: CtlSession, place: Path) -> NewFleet:
 
 def _own(session: CtlSession) -> OwnServers | None:
     """The servers that are there already; None for new ones. Problem usage, not_found, io_error."""
-    from latticed.fleet import new_fleet
+    from latticed.fleet import fleet_directory, new_fleet
     from latticed.kit import files
 
     args = session.args
@@ -142,8 +142,8 @@ def _own(session: CtlSession) -> OwnServers | None:
         raise Problem("not_found", f"expected certificates at {args.ca}, found no file", "--ca FILE") from error
     except (OSError, ValueError) as error:
         raise Problem("io_error", f"cannot read {args.ca}: {str(error)[:200]}") from error
-    if not authority.lstrip().startswith(b"-----BEGIN CERTIFICATE"):
-        raise Problem("usage", f"--ca: expected certificates in PEM in {args.ca}, found something else")
+    if fault := fleet_directory.authority_fault(authority.decode("ascii", "replace")):
+        raise Problem("usage", f"--ca: expected certificates in PEM in {args.ca}, found {fault[:200]}")
     return new_fleet.OwnServers(authority=authority, control=args.control_account, nodes=args.nodes_account)
 
 

@@ -176,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_stdout()
         return ExitCode.PIPE_CLOSED
-    # Of the output, such as a full disk: verbs turn errors of their own into Problems.
+    # Of the output, such as a full disk: those of files have a name (`_guarded`).
     except OSError as error:
         _drop_stdout()
         screen.err.write(f"error: cannot write the output: {error.strerror or error}\n")
@@ -193,6 +193,13 @@ def _guarded(argv: list[str], screen: render.Screen) -> int:
         screen.flush()
         screen.error(problem)
         return of(problem)
+    # Of a file, where a verb has made no Problem of it: an error of the output names none.
+    except OSError as error:
+        if error.filename is None:
+            raise
+        screen.flush()
+        screen.error(Problem("io_error", f"{error.filename}: {error.strerror}"))
+        return ExitCode.FAILED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except SystemExit as done:  # argparse, after printing help or the version

@@ -27,10 +27,16 @@ def add_arguments(parser: Any, *, required: bool) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Alone with the index in this directory: of two that change it at once, one would be lost. Problem busy."""
+    """Alone with what is signed in this directory: of two that change it at once, one would be lost. Problem busy,
+    io_error.
+    """
     from latticed.kit import files
 
-    with files.closing(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+    try:
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Problem("io_error", f"cannot open {directory}: {error.strerror}") from error
+    with files.closing(opened) as fd:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -59,7 +59,11 @@ class FleetDirectory:
 
     def authority(self) -> str:
         """PEM of the authority of the servers' certificates; Problem fleet_directory_invalid."""
-        return _read(self.path / "ca.pem").decode("ascii", "replace")
+        path = self.path / "ca.pem"
+        found = _read(path).decode("ascii", "replace")
+        if fault := authority_fault(found):
+            raise _invalid(path, fault)
+        return found
 
     def identities(self) -> Identities | None:
         """The message system's; None where it is somebody else's. Problem fleet_directory_invalid, key_invalid."""
@@ -83,7 +87,9 @@ class FleetDirectory:
 
     def node_certificates(self, node: str) -> list[Signed]:
         """Of the node of this name."""
-        return self._signed(f"node-{node}-*.json", NodeCertificate)
+        # `node-web-*` is also that of a node `web-1`.
+        found = self._signed(f"node-{node}-*.json", NodeCertificate)
+        return [one for one in found if one.document.node == node]
 
     def revocations(self) -> Signed | None:
         """The newest list; None before the first."""
@@ -117,6 +123,17 @@ class FleetDirectory:
                 raise _invalid(path, "a document of another operator or fleet")
             found.append(signed)
         return found
+
+
+def authority_fault(pem: str) -> str:
+    """What is wrong with the certificates of an authority, empty for nothing."""
+    import ssl  # only where they are read
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
+    except (ssl.SSLError, ValueError, TypeError) as error:  # TypeError: not in ASCII
+        return f"no certificates in PEM: {error}"
+    return ""
 
 
 def opened(path: Path) -> FleetDirectory:

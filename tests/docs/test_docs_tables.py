@@ -12,11 +12,12 @@ import pytest
 
 from latticed import settings, wire
 from latticed.bundle import decode, write
+from latticed.market import sources
 from latticed.model import lifecycle
 from latticed.model.errors import Problem
 from latticed.rpc import problems
 from latticed.settings import shapes
-from latticed.trust import policy
+from latticed.trust import keys, policy
 from tests.house import bundles, pages
 
 SETTINGS, PLUGINS, API = "docs/operate/settings.md", "docs/write/plugins.md", "docs/reference/api.md"
@@ -31,10 +32,17 @@ def test_settings_files_on_pages_are_valid(tmp_path):
         file.write_text(block.text)
         loaded = settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
         assert loaded.config_file == file
+        assert [one for one in sources.of_settings(loaded.market.sources).values() if isinstance(one, Problem)] == []
     assert len(pages.named("toml")) > 5
     file.write_text("[access]\nown_users = false\n")
     with pytest.raises(Problem, match="own_users"):
         settings.load(file, {"HOME": str(tmp_path)}, os.geteuid())
+
+
+def test_index_example_has_a_key_that_can_be_one():
+    (example,) = (one for one in pages.named("json") if "lattice.plugin.index.v1" in one.text)
+    for publisher in json.loads(example.text)["publishers"]:
+        assert keys.decode_public(publisher["public_key_ed25519"])
 
 
 def test_trust_policy_example_is_valid_and_has_the_samples_key():

@@ -300,6 +300,10 @@ def test_labels_of_a_node_are_certified_with_growing_serials(ctl, home):
         assert ran.code == 0, ran.err
         found = signed(home / "web-1.certificate", documents.NodeCertificate).document
         assert (found.node, found.labels, found.serial) == ("web-1", {"role": "db"}, serial)
+    # Of a node whose name this one begins with, serials begin anew.
+    (home / "web.json").write_text(json.dumps({"kind": "node", "node": "web", "node_key": key, "labels": {}}))
+    assert ctl("fleet", "sign", "web.json", *SIGNED).code == 0
+    assert signed(home / "web.certificate", documents.NodeCertificate).document.serial == 1
 
 
 def test_invitation_is_a_secret_for_one_host(ctl, home):

@@ -21,6 +21,7 @@ from tests.house import nats_servers, own_nats
 
 WAIT_S = 90
 SIGNED = ("--key", "../operator.key", "--yes")
+GARBAGE = b"-----BEGIN CERTIFICATE-----\ngarbage\n-----END CERTIFICATE-----\n"
 
 
 @pytest.fixture
@@ -193,12 +194,24 @@ def test_key_of_an_account_that_its_owner_left_out_does_not_connect(ctl, home, o
         assert "no connection to the message system" in ran.err
 
 
+@pytest.mark.parametrize("damaged", [GARBAGE, b"", b"\xff"])
+def test_damaged_authority_is_named_and_no_other_counts(ctl, home, damaged):
+    """Neither is there anything to connect to, nor an invitation made with it."""
+    (home / "ca.pem").write_bytes(damaged)
+    for words in (("check",), ("enroll", "web-1", *SIGNED[:2])):
+        ran = ctl("fleet", *words)
+        assert ran.code == 1
+        assert "ca.pem: expected a file of a fleet's directory, found: no certificates in PEM" in ran.err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--ca", "ca.pem"), "together"),
         (("--ca", "none.pem", "--control-account", "A", "--nodes-account", "A"), "found no file"),
         (("--ca", "operator.key", "--control-account", "A", "--nodes-account", "A"), "in PEM"),
+        (("--ca", "garbage.pem", "--control-account", "A", "--nodes-account", "A"), "in PEM"),
+        (("--ca", "empty.pem", "--control-account", "A", "--nodes-account", "A"), "in PEM"),
         (("--ca", "ca.pem", "--control-account", "A", "--nodes-account", "A"), "public keys of two accounts"),
         (("--ca", "ca.pem", "--control-account", "SAME", "--nodes-account", "SAME"), "nodes would reach the streams"),
     ],
@@ -206,6 +219,8 @@ def test_key_of_an_account_that_its_owner_left_out_does_not_connect(ctl, home, o
 def test_own_servers_that_cannot_be_are_refused(ctl, own, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ca.pem").write_bytes(own.ca.read_bytes())
+    (tmp_path / "garbage.pem").write_bytes(GARBAGE)
+    (tmp_path / "empty.pem").touch()
     key = ctl("fleet", "key", "operator.key").out.strip()
     account = own.accounts["FLEET"].public
     ran = ctl(

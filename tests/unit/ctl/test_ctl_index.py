@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 
 from latticed.kit import files
 from latticed.trust import index, index_revocations
+from tests.house import processes
 
 URL = "https://plugins.example.org/shelf"
 SITE = "site/plugins.json"
@@ -475,3 +478,19 @@ def test_full_disk_leaves_the_old_revocations(revoke, monkeypatch):
     monkeypatch.setattr(files, "replace", replace)
     ran = revoke("--plugin", "acme.demo@*", action="kill")
     assert (ran.code, "No space left" in ran.err, BACK.read_bytes()) == (1, True, before)
+
+
+def test_directory_that_cannot_be_opened_is_named(ctl, tmp_path):
+    user = processes.STRANGER if os.getuid() == 0 else None
+    ids = {} if user is None else {"user": user.uid, "group": user.gid, "extra_groups": []}
+    with processes.home_of(user, tmp_path) as home:
+        assert ctl("key", "generate", str(home / "index.key")).code == 0
+        (home / "site").mkdir()
+        (home / "site").chmod(0o311)
+        if user is not None:
+            os.chown(home / "index.key", user.uid, user.gid)
+        python = processes.reachable_python() if user else sys.executable
+        words = ("index", "sign", "--key", str(home / "index.key"), str(home / "site/plugins.json"))
+        command = [python, "-P", "-m", "latticed.ctl.main", *words]
+        ran = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False, **ids)
+    assert (ran.returncode, ran.stderr) == (1, f"error: cannot open {home}/site: Permission denied\n")

@@ -213,6 +213,14 @@ def test_output_to_a_full_disk_exits_with_an_error(api):
     assert done.stderr == b"error: cannot write the output: No space left on device\n"
 
 
+def test_error_of_a_file_names_the_file_and_not_the_output(ctl, tmp_path):
+    """Here of one that no verb expects: a name that is too long for the system."""
+    assert ctl("key", "generate", str(tmp_path / "index.key")).code == 0
+    long = "x" * 300
+    ran = ctl("index", "sign", "--key", str(tmp_path / "index.key"), f"{long}/plugins.json")
+    assert (ran.code, ran.err) == (1, f"error: {long}: File name too long\n")
+
+
 def test_interrupt_exits_130_without_traceback(api):
     api.add()
     quiet = environ(api, PYTHONWARNINGS="")  # no warnings: the signal may come between a socket and its name
