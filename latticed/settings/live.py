@@ -57,8 +57,10 @@ def takes_effect(key: str) -> bool:
 
 
 def merged(current: Settings, fresh: Settings) -> Settings:
-    """`current` with the values of `fresh` that take effect at a reload."""
-    changed: dict[str, Any] = {}
+    """`current` with the values of `fresh` that take effect at a reload, and where they are from."""
+    origins = {key: origin for key, origin in current.origins.items() if not takes_effect(key)}
+    origins |= {key: origin for key, origin in fresh.origins.items() if takes_effect(key)}
+    changed: dict[str, Any] = {"origins": origins}
     for section in fields(current):
         name, now = section.name, getattr(current, section.name)
         if name in SECTIONS or name in OTHERS:

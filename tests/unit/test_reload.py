@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
+
 import aiohttp
 import msgspec
 import pytest
@@ -44,6 +48,17 @@ async def test_settings_changed_while_the_daemon_opens_are_applied(tmp_path):
         seen = app.api.settings
         await app.reloader.looks[0].start()
         assert app.api.settings is seen, "read again although nothing changed"
+
+
+async def test_backup_names_the_settings_that_a_reload_set():
+    """Those alone that are in force: not what waits for a restart, nor what was taken out again."""
+    async with in_process.opened(toml="[audit]\nmax_bytes = 1000000000\n") as home:
+        in_process.settings_in(home.root, "[audit]\nkeep_days = 30\n[limits]\nbundles = 9\n")
+        await home.look()
+        saved = await home.ask("GET", "/api/backup")
+        with tarfile.open(fileobj=io.BytesIO(saved["raw"])) as tar:
+            named = dict(json.load(tar.extractfile("manifest.json"))["settings"])
+        assert named == {"watch.quiet_s": "0.02", "watch.max_wait_s": "0.5", "audit.keep_days": "30"}
 
 
 async def test_switching_tasks_off_takes_effect_at_a_reload(tmp_path):
