@@ -15,7 +15,7 @@ from latticed.kit.token_bucket import Rate
 from latticed.ledger.retention import Retention
 from latticed.model.errors import Problem
 from latticed.rpc import access
-from latticed.settings import live
+from latticed.settings import live, places
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +55,8 @@ class Reloader:
         self._listeners = listeners
         # Of the file as it was read at the start, so that a change while the daemon opens is noticed.
         self._settings_seen = api.settings.file_seen
+        self._settings_found: tuple[int, ...] | None = ()
+        """The file's fingerprint at the poll before; `()` equals none."""
         self._settings = Poll("settings", self._look_at_settings)
         self._policy = Poll("policy", self._look_at_policy)
         self._displaced: Problem | None = None
@@ -90,13 +92,24 @@ class Reloader:
         return [*found, *(one for one in (self._server.trouble, self._displaced) if one is not None)]
 
     async def _look_at_settings(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
-        """Apply the settings file if it has changed, or `always`."""
+        """Apply the settings file if it has changed and is the same as a poll before, or `always`.
+
+        While an editor or a script writes it, it may be gone, empty or half for a moment.
+        """
         # In a thread: a stat on a network file system may hang.
-        seen = await asyncio.to_thread(settings_room.fingerprint, self._api.settings.config_file or self._config)
-        if always or seen != self._settings_seen:
-            # As it was before the read: a change in between is noticed by the next poll.
-            self._settings_seen = seen
-            await self._reload_settings()
+        found = await asyncio.to_thread(self._settings_fingerprint)
+        before, self._settings_found = self._settings_found, found
+        if not always and (found != before or found == self._settings_seen):
+            return
+        outcome = await asyncio.to_thread(self._read_settings)
+        # What was read while it changed does not count either: the next polls read it again.
+        if not always and found != await asyncio.to_thread(self._settings_fingerprint):
+            return
+        self._settings_seen = found
+        if isinstance(outcome, Problem):
+            self._refuse_settings(outcome)
+        else:
+            await self._apply_settings(*outcome)
 
     async def _look_at_policy(self, always: bool) -> None:  # noqa: FBT001 - signature of a Poll's work
         """Apply the trust policy if it has changed, or `always`; else retry recording it if that failed."""
@@ -126,23 +139,34 @@ class Reloader:
             log.info("trust_policy_loaded", publishers=len(policy.current.publishers))
         await self._api.lifecycle.policy_changed()
 
-    def _read_settings(self) -> tuple[Settings, access.Access, int]:
-        """The settings, who may use the control API, and the socket's group; Problem when anything is bad. Blocks."""
-        fresh = settings_room.load(self._config, os.environ, os.geteuid())
-        return (fresh, *resolved(fresh))
+    def _settings_fingerprint(self) -> tuple[int, ...] | None:
+        """Of the settings file in force, or of where one is expected. Blocks."""
+        file = self._config or self._api.settings.config_file
+        return settings_room.fingerprint(places.settings_file(file, os.environ, os.geteuid()))
 
-    async def _reload_settings(self) -> None:
-        """Apply what a reload can change; an invalid file keeps the old settings and shows in health."""
+    def _read_settings(self) -> tuple[Settings, access.Access, int] | Problem:
+        """The settings, who may use the control API, and the socket's group; what is bad about them. Blocks."""
         try:
-            fresh, allowed, gid = await asyncio.to_thread(self._read_settings)
+            fresh = settings_room.load(self._config, os.environ, os.geteuid(), in_force=self._api.settings)
+            return (fresh, *resolved(fresh))
+        except Problem as problem:
+            return problem
+
+    def _refuse_settings(self, problem: Problem) -> None:
+        """Keep the settings in force, and show in health why."""
+        # Once: the poll comes here every second while the file is bad.
+        if problem.reason not in [known.reason for known in self._api.trouble]:
+            log.error("settings_refused", reason=problem.reason, hint=problem.hint)
+        self._api.trouble = [problem]
+        self._settings_seen = ()  # retry: an I/O error may pass without a change of metadata
+
+    async def _apply_settings(self, fresh: Settings, allowed: access.Access, gid: int) -> None:
+        """Apply what a reload can change."""
+        try:
             # Before anything is applied: if it fails, all of the old settings stay.
             await self._server.set_group(gid)
         except Problem as problem:
-            # Once: the poll comes here every second while the file is bad.
-            if problem.reason not in [known.reason for known in self._api.trouble]:
-                log.error("settings_refused", reason=problem.reason, hint=problem.hint)
-            self._api.trouble = [problem]
-            self._settings_seen = ()  # retry: an I/O error may pass without a change of metadata
+            self._refuse_settings(problem)
             return
         applied = live.merged(self._api.settings, fresh)
         # Compared with the file, so that what waits for a restart is named, also when it changed earlier.

@@ -138,9 +138,9 @@ def page() -> str:
     found.text(
         "`latticed --check-config` prints each setting in force, where it came from, and whether a change of it needs a"
         " restart; an unknown key or a bad value is an error that names the key and what was expected.",
-        "*Takes effect* says when a change counts: at a `reload` (the daemon sees a changed file within a second or so;"
-        " limits hold for what is started from then on), or at a `restart`. Sizes end in `_bytes`, `_kib` or `_mib`,"
-        " times in `_s` (seconds) or `_days`; `plugin_…` is for one plugin, `total_…` for all together.",
+        "*Takes effect* says when a change counts: at a `reload` (the daemon sees a changed file within two seconds or"
+        " so; limits hold for what is started from then on), or at a `restart`. Sizes end in `_bytes`, `_kib` or"
+        " `_mib`, times in `_s` (seconds) or `_days`; `plugin_…` is for one plugin, `total_…` for all together.",
     )
     found.items(f"[`[{one.name}]`](#{slug('settings', one.name)}): {one.about}" for one in sections() if one.name)
     for section in sections():

@@ -60,7 +60,7 @@ def merged(current: Settings, fresh: Settings) -> Settings:
     """`current` with the values of `fresh` that take effect at a reload, and where they are from."""
     origins = {key: origin for key, origin in current.origins.items() if not takes_effect(key)}
     origins |= {key: origin for key, origin in fresh.origins.items() if takes_effect(key)}
-    changed: dict[str, Any] = {"origins": origins}
+    changed: dict[str, Any] = {"origins": origins, "config_file": fresh.config_file, "file_seen": fresh.file_seen}
     for section in fields(current):
         name, now = section.name, getattr(current, section.name)
         if name in SECTIONS or name in OTHERS:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES: Final = 1 << 20
 """A larger settings file is refused."""
+PUT_BACK: Final = "put the file back; to go on without its settings, restart latticed"
+"""The hint when the file of the settings in force is gone or empty."""
 PATHS: Final = ("plugin_dir", "state_dir", "runtime_dir", "trust")
 # Variables that win over the file; the only settings that have one.
 ENVIRONMENT: Final = {
@@ -41,13 +43,18 @@ def runtime_dir(config: Path | None, environ: Mapping[str, str], euid: int) -> t
     origin = ENVIRONMENT["runtime_dir"]
     if given := environ.get(origin):
         return absolute("runtime_dir", given, f"environment {origin}"), f"environment {origin}"
-    directory = config_dir(environ, euid)
-    file = (config or directory / "latticed.toml").absolute()
+    file = settings_file(config, environ, euid)
     table = read(file, named=config is not None, owners=frozenset({0, euid})) or {}
     if "runtime_dir" in table:
         return absolute("runtime_dir", table["runtime_dir"], str(file)), str(file)
-    value, origin = defaults(environ, euid, directory)["runtime_dir"]
+    value, origin = defaults(environ, euid, file.parent)["runtime_dir"]
     return absolute("runtime_dir", value, origin), origin
+
+
+def settings_file(config: Path | None, environ: Mapping[str, str], euid: int) -> Path:
+    """The absolute path of the settings file: `config`, else where it is expected; it need not exist."""
+    # Absolute, since reloads read it again and messages name it.
+    return (config or config_dir(environ, euid) / "latticed.toml").absolute()
 
 
 def config_dir(environ: Mapping[str, str], euid: int) -> Path:
@@ -115,14 +122,17 @@ def defaults(environ: Mapping[str, str], euid: int, config_dir: Path) -> dict[st
     return found
 
 
-def read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] | None:
+def read(file: Path, *, named: bool, owners: frozenset[int], in_force: bool = False) -> dict[str, Any] | None:
     """The TOML table of `file`; None when it is missing and was not `named`. Problem settings_invalid.
 
-    A file that others than `owners` could change is refused: it decides who may do what.
+    A file that others than `owners` could change is refused: it decides who may do what. `in_force`: settings that it
+    had are in force, so that a missing or empty one is refused: somebody may be about to write it.
     """
     try:
         data = trusted_files.read(file, MAX_FILE_BYTES, owners=owners)
     except FileNotFoundError:
+        if in_force:
+            raise invalid(f"expected settings in {file}, found no such file", PUT_BACK) from None
         if named:
             raise invalid(f"cannot read {file}: there is no such file", "name an existing file with --config") from None
         return None
@@ -131,6 +141,8 @@ def read(file: Path, *, named: bool, owners: frozenset[int]) -> dict[str, Any] |
     except trusted_files.ForeignFile as fault:
         hint = "only root or the daemon's user may be able to change it"
         raise invalid(f"cannot trust {file}: {fault}", hint) from fault
+    if in_force and not data:
+        raise invalid(f"expected settings in {file}, found an empty file", PUT_BACK)
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # tomllib raises int()'s ValueError too, and has no limit of nesting

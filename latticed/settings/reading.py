@@ -20,41 +20,41 @@ if TYPE_CHECKING:
     from latticed.model.errors import Problem
 
 
-def load(config: Path | None, environ: Mapping[str, str], euid: int) -> Settings:
+def load(config: Path | None, environ: Mapping[str, str], euid: int, *, in_force: Settings | None = None) -> Settings:
     """The effective settings of a process with `environ` and `euid`; Problem("settings_invalid") when they are bad.
 
     `config` None means the default file, which need not exist; a file that was named must. Blocks: reads the file, and
     may ask the user database for a home directory. Names of users and groups are not resolved here (`rpc.access`).
+
+    A reload gives the settings `in_force`: their file is read again, and one that is gone or empty now is bad.
     """
-    config_dir = places.config_dir(environ, euid)
-    # Absolute, since reloads read it again and messages name it.
-    file = (config or config_dir / "latticed.toml").absolute()
+    file = places.settings_file(config or (in_force.config_file if in_force else None), environ, euid)
     seen = fingerprint(file)  # first: a change while it is read must not be taken for what was read
-    table = places.read(file, named=config is not None, owners=frozenset({0, euid}))
-    # The trust policy is expected beside the settings that were read.
-    if table is not None:
-        config_dir = file.parent
+    had_some = in_force is not None and in_force.file_had_some
+    table = places.read(file, named=config is not None, owners=frozenset({0, euid}), in_force=had_some)
     # From weakest to strongest: defaults, file, environment.
     values, renamed = _renamed(_flatten(table or {}, str(file)))
     values.update(
         {key: (environ[name], f"environment {name}") for key, name in places.ENVIRONMENT.items() if environ.get(name)}
     )
     found = _build(
-        {**places.defaults(environ, euid, config_dir), **values}, config_file=file if table is not None else None
+        # The trust policy is expected beside the settings.
+        {**places.defaults(environ, euid, file.parent), **values},
+        config_file=file if table is not None else None,
     )
     return replace(found, renamed=renamed, file_seen=seen)
 
 
-def fingerprint(file: Path | None) -> tuple[int, ...] | None:
+def fingerprint(file: Path) -> tuple[int, ...] | None:
     """Metadata that changes when the settings file does: device, inode, size, mtime and ctime in ns.
 
     None without a file, or when it cannot be looked at. Blocks.
     """
     try:
-        found = file.stat() if file else None
+        found = file.stat()
     except OSError:
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns) if found else None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def describe(settings: Settings) -> Iterator[tuple[str, Any, str]]:

@@ -400,7 +400,12 @@ class Settings:
     origins: dict[str, str] = field(default_factory=dict)
     renamed: tuple[str, ...] = ()
     file_seen: tuple[int, ...] | None = field(default=None, compare=False)
-    """`load.fingerprint` of the settings file, taken before it was read."""
+    """`reading.fingerprint` of the settings file, taken before it was read."""
+
+    @property
+    def file_had_some(self) -> bool:
+        """Whether there was a settings file, and not an empty one."""
+        return self.file_seen is not None and self.file_seen[2] > 0
 
     @property
     def control_socket(self) -> Path:

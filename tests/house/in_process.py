@@ -74,8 +74,9 @@ class Home:
         return self.root / "trust.json"
 
     async def look(self) -> None:
-        """What the daemon does every second."""
-        await asyncio.gather(*(look.start() for look in self.app.reloader.looks))
+        """What the daemon does every second, twice: a changed settings file counts once it is the same two times."""
+        for _ in range(2):
+            await asyncio.gather(*(look.start() for look in self.app.reloader.looks))
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Answer:
         """One request over the control socket; `body` is sent as JSON, bytes as they are."""

@@ -10,6 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from latticed import reload
 from latticed.app import App
 from latticed.kit import logs
 from latticed.model.manifest import Manifest, ManifestLimits, RuntimeSpec
@@ -36,6 +37,53 @@ def reset_logs():
     logs.reset()
 
 
+async def polled(app, times=2):
+    """Polls of the settings file, as the daemon makes one every second: what is the same at two of them counts."""
+    for _ in range(times):
+        await app.reloader.looks[0].start()
+
+
+async def test_half_written_settings_never_take_effect(tmp_path):
+    """Each is a sound file of its own: what counts was the same at two polls in a row. SIGHUP does not wait."""
+    (tmp_path / "trust.json").write_bytes(bundles.policy_bytes(bundles.author()))
+    whole = "[access]\nown_user = false\n[audit]\nkeep_days = 30\n"
+    config, settings = in_process.settings_in(tmp_path, whole)
+    async with App(config, settings, runners={}) as app:
+        before = app.api.settings
+        for text in ("", "[access]\n", whole.replace("30", "3")):
+            config.write_text("")
+            await polled(app, 1)
+            in_process.settings_in(tmp_path, text)
+            await polled(app, 1)
+            assert (app.api.settings, app.api.trouble) == (before, [])
+        in_process.settings_in(tmp_path, whole.replace("30", "31"))
+        await polled(app)
+        assert (app.api.settings.access.own_user, app.api.settings.audit.keep_days) == (False, 31)
+        in_process.settings_in(tmp_path, whole.replace("30", "32"))
+        await app.reloader.reload()
+        assert app.api.settings.audit.keep_days == 32
+
+
+async def test_settings_that_are_changed_while_they_are_read_wait_for_the_next_polls(tmp_path, monkeypatch):
+    (tmp_path / "trust.json").write_bytes(bundles.policy_bytes(bundles.author()))
+    config, settings = in_process.settings_in(tmp_path)
+    load, text = reload.settings_room.load, config.read_text()
+
+    def load_as_an_editor_saves(*given, **more):
+        found = load(*given, **more)
+        if found.audit.keep_days == 3:
+            config.write_text(f"{text}[audit]\nkeep_days = 31\n")
+        return found
+
+    async with App(config, settings, runners={}) as app:
+        config.write_text(f"{text}[audit]\nkeep_days = 3\n")
+        monkeypatch.setattr(reload.settings_room, "load", load_as_an_editor_saves)
+        await polled(app)
+        assert (app.api.settings.audit.keep_days, "31" in config.read_text()) == (0, True)
+        await polled(app)
+        assert app.api.settings.audit.keep_days == 31
+
+
 async def test_settings_changed_while_the_daemon_opens_are_applied(tmp_path):
     """The file is read before the daemon opens its parts, which may take long: a change in between is not lost."""
     (tmp_path / "trust.json").write_bytes(bundles.policy_bytes(bundles.author()))
@@ -43,10 +91,10 @@ async def test_settings_changed_while_the_daemon_opens_are_applied(tmp_path):
     _, changed = in_process.settings_in(tmp_path, '[log]\nlevel = "info"\n')
     assert (settings.log.level, changed.log.level) == ("error", "info")
     async with App(config, settings, runners={}) as app:
-        await app.reloader.looks[0].start()
+        await polled(app)
         assert app.api.settings.log.level == "info"
         seen = app.api.settings
-        await app.reloader.looks[0].start()
+        await polled(app)
         assert app.api.settings is seen, "read again although nothing changed"
 
 
@@ -68,7 +116,7 @@ async def test_switching_tasks_off_takes_effect_at_a_reload(tmp_path):
     async with App(config, settings, runners={}) as app:
         assert app.services.tasks.settings.enabled
         in_process.settings_in(tmp_path, "[task]\nenabled = false\n")
-        await app.reloader.looks[0].start()
+        await polled(app)
         assert not app.services.tasks.settings.enabled
 
 
@@ -110,7 +158,7 @@ async def test_limits_of_children_and_the_watch_take_effect_at_a_reload(tmp_path
         spawner, before = app.api.spawner, app.api.spawner.limits(silent)
         assert spawner.limits(asking).memory_bytes == 1_000 << 20
         in_process.settings_in(tmp_path, LOWER)
-        await app.reloader.looks[0].start()
+        await polled(app)
         assert spawner.limits(asking).memory_bytes == 512 << 20
         assert (spawner.invoking(asking).timeout_s, spawner.invoking(asking).at_once) == (5, 2)
         after = spawner.limits(silent)
