@@ -106,7 +106,7 @@ class Stager:
         found = rebuild.read_damaged(staging / state.DATABASE)
         in_use = found.kept | {record.facts.identity for record in found.records if record.accepted}
         # Last of the staged files, since it takes longest and is as of its own moment in any case.
-        kept = service_archive.stage(self.state_dir, staging)
+        kept = service_archive.stage(self.state_dir, staging, data_bytes=settings.service.data_bytes)
         names = [*archive.NEEDED, *_pairs(staging, in_use), *kept]
         entries = tuple(_entry(staging, name) for name in names)
         key = state.load_key(staging)

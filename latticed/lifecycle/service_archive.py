@@ -3,8 +3,11 @@
     services/0001.json  {"publisher", "plugin", "name", "entries": [["f", "a%20b", 420, 12], …]}
     services/0001.data
 
-Of each file 12 bytes follow those of the file before. Names come from a program, so both ways nothing of them is
-believed: every entry is opened, or made, in a directory that is open already, and no link is followed.
+Of this file the 12 bytes follow those of the file before. Another name of one that came before (a hard link) has no
+bytes, `["h", "c", 420, "a%20b"]`: a program may give one file as many names as it may have files.
+
+Names come from a program, so both ways nothing of them is believed: every entry is opened, or made, in a directory that
+is open already, and no link is followed.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ MAX_SERVICES: Final = 9_999
 MAX_INDEX_BYTES: Final = 64 << 20
 _CHUNK: Final = 1 << 20
 _TRIES: Final = 3  # for a file that its program changes while it is copied
-_FILE, _DIRECTORY, _LINK = "f", "d", "l"
+_FILE, _DIRECTORY, _LINK, _SAME = "f", "d", "l", "h"
 # What opening, or reading, a file or link says that something of another kind replaced meanwhile.
 _REPLACED: Final = data_tree.GONE | {errno.EINVAL, errno.ENXIO}
 log = logs.get_logger()
@@ -64,11 +67,13 @@ class _Unread:
             self.path, self.reason = quote_from_bytes(path), error.strerror or str(error)
 
 
-def stage(state_dir: Path, staging: Path) -> list[str]:
+def stage(state_dir: Path, staging: Path, *, data_bytes: int) -> list[str]:
     """Copy what all services keep into `staging`; the names of the files, in the order of the archive. Blocks. OSError.
 
     Programs run meanwhile: each file is copied again while it changes, three times at most, so one that is replaced by
-    renaming is whole. What cannot be read is left out, and so is a service that is too deep, with a line in the log.
+    renaming is whole. What cannot be read is left out, with a line in the log, and so is a service that is too deep, or
+    of which there is more than twice `data_bytes`: no program is allowed as much, but it may grow, move or make sparse
+    files faster than they are copied.
     """
     names: list[str] = []
     data = ServiceData(state_dir / DIRECTORY)
@@ -81,7 +86,9 @@ def stage(state_dir: Path, staging: Path) -> list[str]:
         reason = ""
         try:
             with (staging / both[1]).open("xb", buffering=0) as out:
-                entries = list(_copied(data.place(f"{publisher}/{plugin_id}", name), out.fileno(), unread))
+                entries = list(
+                    _copied(data.place(f"{publisher}/{plugin_id}", name), out.fileno(), unread, 2 * data_bytes)
+                )
             index = {"publisher": publisher, "plugin": plugin_id, "name": name, "entries": entries}
             (staging / both[0]).write_bytes(encode(index).encode("ascii") + b"\n")
             names += both
@@ -120,27 +127,56 @@ def unpack(staging: Path, target: Path) -> bool:
     return bool(indexes)
 
 
-def _copied(place: Path, out: int, unread: _Unread) -> Iterator[list[Any]]:
+def _copied(place: Path, out: int, unread: _Unread, most: int) -> Iterator[list[Any]]:
     """Append the bytes of all files in `place` to `out`, and yield each entry: kind, path, mode, size or target.
 
-    OSError of writing, _LeftOut; what cannot be read is told to `unread`.
+    OSError of writing; _LeftOut, also for more than `most` bytes. What cannot be read is told to `unread`.
     """
     tree = data_tree.walk(place, unread.add)
+    first: dict[tuple[int, ...], str] = {}
     while (entry := _next(tree)) is not None:
-        path, mode = quote_from_bytes(entry.path), stat.S_IMODE(entry.found.st_mode)
+        path, file = quote_from_bytes(entry.path), _file(entry.found)
+        if file in first:
+            yield [_SAME, path, stat.S_IMODE(entry.found.st_mode), first[file]]
+            continue
         try:
-            if stat.S_ISDIR(entry.found.st_mode):
-                yield [_DIRECTORY, path, mode, 0]
-            elif stat.S_ISLNK(entry.found.st_mode):
-                with _reading():
-                    target = os.readlink(entry.name, dir_fd=entry.directory)
-                yield [_LINK, path, mode, quote_from_bytes(target)]
-            elif stat.S_ISREG(entry.found.st_mode) and (size := _copied_file(entry, out)) is not None:
-                yield [_FILE, path, mode, size]
+            row = _row(entry, path, out, most)
         except _ReadError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno not in _REPLACED:
                 unread.add(entry.path, cause)
+            continue
+        if row is not None:
+            if file:
+                first[file] = path
+            yield row
+
+
+def _row(entry: data_tree.TreeEntry, path: str, out: int, most: int) -> list[Any] | None:
+    """One entry as the index has it, the bytes of a file appended to `out`; None for what no backup has.
+
+    _ReadError, _LeftOut, OSError.
+    """
+    mode = entry.found.st_mode
+    if stat.S_ISDIR(mode):
+        return [_DIRECTORY, path, stat.S_IMODE(mode), 0]
+    if stat.S_ISLNK(mode):
+        with _reading():
+            target = os.readlink(entry.name, dir_fd=entry.directory)
+        return [_LINK, path, stat.S_IMODE(mode), quote_from_bytes(target)]
+    if stat.S_ISREG(mode) and (size := _copied_file(entry, out, most)) is not None:
+        return [_FILE, path, stat.S_IMODE(mode), size]
+    return None
+
+
+def _file(found: os.stat_result) -> tuple[int, ...]:
+    """What two names of one file have in common; empty for a file of one name, and for a directory.
+
+    An inode's number is used again for another file: its size and time have to be the same as well.
+    """
+    if found.st_nlink == 1 or stat.S_ISDIR(found.st_mode):
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _next(tree: Iterator[data_tree.TreeEntry]) -> data_tree.TreeEntry | None:
@@ -164,8 +200,11 @@ def _reading() -> Iterator[None]:
         raise _ReadError from error
 
 
-def _copied_file(entry: data_tree.TreeEntry, out: int) -> int | None:
-    """Append one file to `out`; how many bytes, None for no regular file any more. _ReadError: nothing is appended."""
+def _copied_file(entry: data_tree.TreeEntry, out: int, most: int) -> int | None:
+    """Append one file to `out`; how many bytes, None for no regular file any more. _ReadError: nothing is appended.
+
+    _LeftOut when `out` would have more than `most` bytes.
+    """
     with _reading():
         fd = _opened(entry)
     start, size = os.lseek(out, 0, os.SEEK_END), 0
@@ -177,6 +216,8 @@ def _copied_file(entry: data_tree.TreeEntry, out: int) -> int | None:
                 before = os.fstat(fd)
                 if not stat.S_ISREG(before.st_mode):
                     return None
+                if start + before.st_size > most:
+                    raise _LeftOut(f"expected at most {most} bytes, twice service.data_bytes, found more")
                 size = _copy(fd, out, before.st_size)
                 after = os.fstat(fd)
                 seen = (after.st_size, after.st_mtime_ns, after.st_ctime_ns)
@@ -218,14 +259,8 @@ def _make(place: Path, entry: Any, source: int) -> None:
     kind, quoted, mode, more = entry
     if not isinstance(quoted, str) or not isinstance(mode, int) or not 0 <= mode <= 0o7777:
         raise ValueError("expected a path and a mode in each entry")
-    parts = unquote_to_bytes(quoted).split(b"/")
-    if len(parts) > data_tree.MAX_LEVELS + 1 or any(part in {b"", b".", b".."} or b"\0" in part for part in parts):
-        raise ValueError(f"expected a path within the directory, found {quoted[:80]!r}")
     with contextlib.ExitStack() as stack:
-        above = stack.enter_context(closing(files.open_directory(place)))
-        for part in parts[:-1]:
-            above = stack.enter_context(closing(files.open_directory(os.fsdecode(part), beneath=above)))
-        name = parts[-1]
+        above, name = _reached(place, quoted, stack)
         if kind == _DIRECTORY:
             os.mkdir(name, 0o700, dir_fd=above)
             data_tree.make_readable(name, above, mode=mode & 0o777 | 0o700)  # mkdir(2) takes the umask away
@@ -236,8 +271,22 @@ def _make(place: Path, entry: Any, source: int) -> None:
             fd = stack.enter_context(closing(os.open(name, flags, 0o600, dir_fd=above)))
             os.fchmod(fd, mode & 0o777 | 0o600)
             _fill(fd, source, more)
+        elif kind == _SAME and isinstance(more, str):
+            there, first = _reached(place, more, stack)
+            os.link(first, name, src_dir_fd=there, dst_dir_fd=above, follow_symlinks=False)
         else:
             raise ValueError(f"expected a file, a directory or a link, found {str(kind)[:20]!r}")
+
+
+def _reached(place: Path, quoted: str, stack: contextlib.ExitStack) -> tuple[int, bytes]:
+    """The directory of a path below `place`, open as long as `stack`, and the path's last part. ValueError, OSError."""
+    parts = unquote_to_bytes(quoted).split(b"/")
+    if len(parts) > data_tree.MAX_LEVELS + 1 or any(part in {b"", b".", b".."} or b"\0" in part for part in parts):
+        raise ValueError(f"expected a path within the directory, found {quoted[:80]!r}")
+    above = stack.enter_context(closing(files.open_directory(place)))
+    for part in parts[:-1]:
+        above = stack.enter_context(closing(files.open_directory(os.fsdecode(part), beneath=above)))
+    return above, parts[-1]
 
 
 def _fill(fd: int, source: int, size: int) -> None:

@@ -15,8 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from latticed.host.program import data_tree
 from latticed.lifecycle import service_archive
 from tests.house import files_seen, processes
+
+MOST = 8 << 20
 
 
 @pytest.fixture
@@ -52,7 +55,7 @@ def test_everything_comes_back(state, staging, tmp_path):
         file.write(b"odd")
     os.mkfifo(one / "fifo")
     (other / "theirs").write_text("theirs")
-    names = service_archive.stage(state, staging)
+    names = service_archive.stage(state, staging, data_bytes=MOST)
     assert names == ["services/0001.json", "services/0001.data", "services/0002.json", "services/0002.data"]
     assert all(service_archive.FILE.fullmatch(name) and (staging / name).is_file() for name in names)
     assert service_archive.unpack(staging, tmp_path / "new")
@@ -63,7 +66,7 @@ def test_everything_comes_back(state, staging, tmp_path):
 
 
 def test_without_services_there_is_nothing(state, staging, tmp_path):
-    assert service_archive.stage(state, staging) == []
+    assert service_archive.stage(state, staging, data_bytes=MOST) == []
     assert not service_archive.unpack(staging, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -78,7 +81,7 @@ def test_links_of_a_program_are_not_followed(state, staging, tmp_path):
     (data / "file").symlink_to(secret / "key")
     (data / "closed").write_text("closed")
     (data / "closed").chmod(0)
-    service_archive.stage(state, staging)
+    service_archive.stage(state, staging, data_bytes=MOST)
     said = (staging / "services/0001.data").read_bytes()
     assert said == b"closed"
 
@@ -89,7 +92,7 @@ def test_tree_that_is_too_deep_does_not_prevent_the_backup_of_others(state, stag
         deep /= "d"
     deep.mkdir(parents=True)
     (kept(state, name="b") / "file").write_text("kept")
-    service_archive.stage(state, staging)
+    service_archive.stage(state, staging, data_bytes=MOST)
     service_archive.unpack(staging, tmp_path / "new")
     assert (tmp_path / "new/acme/acme.demo/b/data/file").read_text() == "kept"
     assert not (tmp_path / "new/acme/acme.demo/a").exists()
@@ -100,7 +103,7 @@ STAGE = """
 import sys
 from pathlib import Path
 from latticed.lifecycle import service_archive
-service_archive.stage(Path(sys.argv[1], "state"), Path(sys.argv[1], "staging"))
+service_archive.stage(Path(sys.argv[1], "state"), Path(sys.argv[1], "staging"), data_bytes=1 << 20)
 """
 
 
@@ -156,9 +159,45 @@ def test_copy_that_cannot_be_written_fails_the_backup(state, staging):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            service_archive.stage(state, staging)
+            service_archive.stage(state, staging, data_bytes=MOST)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_file_of_many_names_is_copied_once_and_comes_back_as_one(state, staging, tmp_path):
+    """Within the quota it may have ten thousand; another of the same size is another."""
+    data = kept(state)
+    (data / "inner").mkdir()
+    (data / "a").write_bytes(bytes(range(256)) * 256)
+    for number in range(300):
+        os.link(data / "a", data / "inner" / f"a{number}")
+    (data / "b").write_bytes(bytes(1 << 16))
+    os.link(data / "b", data / "c")
+    (data / "link").symlink_to("a")
+    os.link(data / "link", data / "link2", follow_symlinks=False)
+    service_archive.stage(state, staging, data_bytes=MOST)
+    assert (staging / "services/0001.data").stat().st_size == 2 << 16
+    service_archive.unpack(staging, tmp_path / "new")
+    assert files_seen.tree(tmp_path / "new") == files_seen.tree(state / "services")
+    new = tmp_path / "new/acme/acme.demo/web/data"
+    assert ((new / "a").stat().st_nlink, (new / "b").stat().st_nlink) == (301, 2)
+    most = data_tree.DataUse(bytes=MOST, files=400)
+    assert data_tree.measure(new, most).bytes <= data_tree.measure(data, most).bytes
+
+
+@pytest.mark.parametrize("how", ["sparse", "many"])
+def test_service_with_more_than_twice_the_quota_is_left_out(state, staging, tmp_path, capsys, how):
+    """A sparse file takes no space in its directory, but would in the copy."""
+    data = kept(state, name="a")
+    for number in range(1 if how == "sparse" else 17):
+        with (data / f"f{number}").open("wb") as file:
+            file.truncate(1 << 40 if how == "sparse" else 1 << 20)
+    (kept(state, name="b") / "file").write_text("kept")
+    service_archive.stage(state, staging, data_bytes=MOST)
+    service_archive.unpack(staging, tmp_path / "new")
+    assert list(files_seen.tree(tmp_path / "new/acme/acme.demo")) == ["b", "b/data", "b/data/file"]
+    assert sorted(os.listdir(staging / "services")) == ["0001.data", "0001.json"]
+    assert "twice service.data_bytes" in capsys.readouterr().out
 
 
 EXCHANGE = """
@@ -184,7 +223,7 @@ def test_program_that_exchanges_files_and_directories_does_not_prevent_the_backu
     with processes.spawned([sys.executable, "-c", EXCHANGE, str(data)]) as child:
         assert child.stdout.readline() == b"up\n"
         for _ in range(40):
-            assert service_archive.stage(state, staging)
+            assert service_archive.stage(state, staging, data_bytes=MOST)
             entries = json.loads((staging / "services/0001.json").read_bytes())["entries"]
             assert len({path for _, path, *_ in entries}) == len(entries)
             shutil.rmtree(staging / "services")
@@ -195,7 +234,7 @@ def test_service_that_is_removed_meanwhile_is_no_fault(state, staging, monkeypat
     monkeypatch.setattr(
         service_archive.ServiceData, "services", lambda _: [("acme", "acme.demo", name) for name in ("a", "b")]
     )
-    assert service_archive.stage(state, staging) == ["services/0001.json", "services/0001.data"]
+    assert service_archive.stage(state, staging, data_bytes=MOST) == ["services/0001.json", "services/0001.data"]
     assert "backup_left_out" not in capsys.readouterr().out
 
 
@@ -217,6 +256,15 @@ FORGED = {
     "device": {"entries": [["c", "a", 0o600, 3]]},
     "less": {"entries": [["f", "file", 0o600, 2]]},
     "more": {"entries": [["f", "file", 0o600, 4]]},
+    "another name up": {"entries": [["f", "file", 0o600, 3], ["h", "a", 0o600, "../file"]]},
+    "another name of one elsewhere": {"entries": [["f", "file", 0o600, 3], ["h", "a", 0o600, "{here}/secret"]]},
+    "another name through a link": {
+        "entries": [["f", "file", 0o600, 3], ["l", "b", 0o777, "{here}"], ["h", "a", 0o600, "b/secret"]]
+    },
+    "another name of nothing": {"entries": [["f", "file", 0o600, 3], ["h", "a", 0o600, "b"]]},
+    "another name of a directory": {"entries": [["f", "file", 0o600, 3], ["d", "b", 0o700, 0], ["h", "a", 0, "b"]]},
+    "another name over a file": {"entries": [["f", "file", 0o600, 3], ["h", "file", 0o600, "file"]]},
+    "another name that is none": {"entries": [["f", "file", 0o600, 3], ["h", "a", 0o600, 5]]},
     "negative": {"entries": [["f", "file", 0o600, -1]]},
     "mode": {"entries": [["f", "file", 1 << 20, 3]]},
     "short": {"entries": [["f", "file"]]},
@@ -230,10 +278,12 @@ def test_forged_index_is_refused_and_writes_nothing_elsewhere(staging, tmp_path,
     index = json.dumps({**SOUND, **FORGED[how]}).replace("{here}", str(tmp_path))
     (staging / "services/0001.json").write_text(index)
     (staging / "services/0001.data").write_bytes(b"abc")
+    (tmp_path / "secret").write_text("the host's own")
     before = set(os.listdir(tmp_path))
     with pytest.raises((ValueError, OSError, TypeError, KeyError)):
         service_archive.unpack(staging, tmp_path / "new")
     assert set(os.listdir(tmp_path)) - before <= {"new"}
+    assert (tmp_path / "secret").stat().st_nlink == 1
 
 
 def test_setuid_is_not_restored(staging, tmp_path):
