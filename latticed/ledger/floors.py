@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 FILE: Final = "floors.json"
 DOMAIN: Final = b"LATTICED-FLOORS-V1\n"
 """What is signed begins with this, so that no other signature of the host key can pass for one of floors."""
+MOST_REPLACED: Final = 400
+"""Of how many heads `Floors.replaced` has the hashes; those of several replacements, where no start is between them."""
 MAX_BYTES: Final = 64 << 20
 """Bounds what a start reads into memory."""
 _HINT: Final = "keep a copy of it, then run: latticed --recover"
@@ -63,7 +65,9 @@ class Floors(Value, frozen=True, kw_only=True):
 
     `heads`: seq and hash of an event of each chain that was on disk before this was written: a ledger without it is
     older. `accepted_at` (RFC 3339): when a ledger was last replaced, or an older one accepted by an operator; heads
-    signed before that are no evidence of a rollback. `sources`: the newest index of each source of the market.
+    signed before that are no evidence of a rollback. `replaced`: hashes of the newest heads of what was replaced, as
+    the clock may have been ahead; these, and what was signed before them, are none either. `sources`: the newest index
+    of each source of the market.
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -74,15 +78,17 @@ class Floors(Value, frozen=True, kw_only=True):
     heads: Mapping[Name, tuple[int, str]] = field(default_factory=dict)
     sources: Mapping[str, SeenIndex] = field(default_factory=dict)
     accepted_at: str = ""
+    replaced: tuple[str, ...] = ()
 
 
-def of_replaced(kept: Floors, head: Head | None, now: str) -> Floors:
+def of_replaced(kept: Floors, head: Head | None, now: str, replaced: tuple[str, ...]) -> Floors:
     """`kept` for a ledger that takes the place of another at `now` (RFC 3339); `head` is the newest of its decisions.
 
-    Heads of the replaced ledger are dropped, as the new one does not have their events.
+    Heads of the replaced ledger are dropped, as the new one does not have their events; `replaced` are the hashes of
+    its newest, and of those that it replaced.
     """
     heads = {head.chain: (head.seq, head.hash)} if head is not None else {}
-    return replace(kept, heads=heads, accepted_at=now)
+    return replace(kept, heads=heads, accepted_at=now, replaced=replaced[:MOST_REPLACED])
 
 
 def present(directory: Path) -> bool:
@@ -149,6 +155,7 @@ def _members(floors: Floors) -> dict[str, str]:
         "revoked": {kind: sorted(getattr(floors.revoked, kind)) for kind in KINDS},
         "heads": {chain: list(head) for chain, head in floors.heads.items()},
         "accepted_at": floors.accepted_at,
+        "replaced": list(floors.replaced),
         "sources": {
             name: [seen.generated_at, seen.generated_s, seen.sha256, *seen.keys]
             for name, seen in floors.sources.items()
@@ -199,6 +206,7 @@ def _decode(found: dict[str, Any]) -> Floors:
         revoked=RevocationRows(**{kind: frozenset(found["revoked"][kind]) for kind in KINDS}),
         heads={chain: (seq, kept) for chain, (seq, kept) in found.get("heads", {}).items()},  # likewise
         accepted_at=found.get("accepted_at", ""),
+        replaced=tuple(found.get("replaced", ())),
         sources={
             name: SeenIndex(generated_at=at, generated_s=at_s, sha256=sha256, keys=tuple(keys))
             for name, (at, at_s, sha256, *keys) in found.get("sources", {}).items()

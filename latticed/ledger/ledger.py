@@ -222,7 +222,13 @@ class Ledger:
         for name in NAMES:
             if (head := self.read(lambda db, name=name: audit_rows.newest_head(db, name))) is not None:  # type: ignore[misc]
                 heads[name] = (head["seq"], head["hash"])
-        marked = replace(kept, heads=heads, accepted_at=self.floors.accepted_at, sources=dict(self.sources))
+        marked = replace(
+            kept,
+            heads=heads,
+            accepted_at=self.floors.accepted_at,
+            replaced=self.floors.replaced,
+            sources=dict(self.sources),
+        )
         # Not on the writer's thread: whatever is to be recorded meanwhile would wait for it.
         content = await asyncio.to_thread(floors.signed, marked, self._entered.key)
         # Through the writer's queue: it is over before the lock of the directory is released.
@@ -239,13 +245,14 @@ class Ledger:
             # Read within the turn: floors that are being written meanwhile would else be replaced by those before.
             await self._write_floors(self.floors)
 
-    def accept(self) -> None:
-        """Accept this ledger although it may be an older copy: heads signed before now are no longer evidence of a
-        rollback.
+    def accept(self, seen: Iterable[Head]) -> None:
+        """Accept this ledger although it may be an older copy: heads signed before now, and `seen` (of the journal),
+        are no longer evidence of a rollback.
 
         Changes `floors` in memory only; the next `write_floors` saves it.
         """
-        self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()))
+        replaced = (*(head.hash for head in self.genuine(seen)), *self.floors.replaced)[: floors.MOST_REPLACED]
+        self.floors = replace(self.floors, accepted_at=rfc3339(self._clock.wall_us()), replaced=replaced)
 
     def _append(
         self, event: audit.Event | audit.AllowedCall, done: Callable[[Any, BaseException | None], None]

@@ -19,8 +19,9 @@ from latticed.kit import files
 from latticed.ledger import audit, connection, floors, integrity, migrations, records, revocations, state, versions
 from latticed.ledger.chain import Chains
 from latticed.ledger.revocations import RevocationRows
+from latticed.ledger.rollback import MOST_HEADS
 from latticed.ledger.transaction import Transaction
-from latticed.model.chain import CALLS, DECISIONS
+from latticed.model.chain import CALLS, DECISIONS, GENESIS
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class RecoveredRows:
     """What can still be read of a ledger. It is no evidence: use it only to be stricter.
 
     `kept`: identities of versions that plugins had before. `last_seq` and `last_hash` are of the last decision,
-    `calls_seq` and `calls_hash` of the last host call; 0 and empty when there is none to be read.
+    `calls_seq` and `calls_hash` of the last host call; 0 and empty when there is none to be read. `heads`: hashes of
+    the newest heads of both chains, as many as a start may find in the journal.
     """
 
     records: tuple[Record, ...] = ()
@@ -55,6 +57,7 @@ class RecoveredRows:
     last_hash: str = ""
     calls_seq: int = 0
     calls_hash: str = ""
+    heads: tuple[str, ...] = ()
 
 
 def diagnosis(directory: Path) -> str:
@@ -94,6 +97,7 @@ def read_damaged(database: Path) -> RecoveredRows:
                 last_hash=last_hash,
                 calls_seq=calls_seq,
                 calls_hash=calls_hash,
+                heads=(*_heads(witness, DECISIONS), *_heads(witness, CALLS)),
             )
     # Not even the header can be read: then nothing of it counts.
     except (apsw.Error, OSError):
@@ -109,6 +113,18 @@ def _end(witness: connection.Connection, name: Name) -> tuple[int, str]:
             f"SELECT seq, hash FROM {audit.TABLES[name].events} ORDER BY seq DESC LIMIT 1"  # noqa: S608 - constants
         ).get
     return (last[0], last[1]) if last else (0, "")
+
+
+def _heads(witness: connection.Connection, name: Name) -> list[str]:
+    """Hashes of the newest signed heads of a chain that can be read."""
+    found: list[str] = []
+    with contextlib.suppress(*connection.DAMAGED):
+        newest = f"SELECT hash FROM {audit.TABLES[name].heads} ORDER BY id DESC LIMIT ?"  # noqa: S608 - constants
+        for (one,) in witness.execute(newest, (MOST_HEADS,)):
+            # A damaged row may have anything; what has no hash's length is none.
+            if isinstance(one, str) and len(one) == len(GENESIS):
+                found.append(one)
+    return found
 
 
 def write(database: Path, key: Ed25519PrivateKey, clock: Clock, change: Callable[[Transaction], None]) -> Head | None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from latticed.ledger.connection import Connection, RowReader
     from latticed.model.chain import Head, Name
 
+MOST_HEADS: Final = 40
+"""Number of the newest journal entries that are read, to find the newest head of each chain."""
 _HINT: Final = (
     "put the newer ledger back; or restore a backup; or, to go on with this one, held to the floors: "
     "latticed --accept-rollback"

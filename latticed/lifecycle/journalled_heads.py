@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from latticed.host.call import HostError
 from latticed.host.node import journal_client
 from latticed.kit import journalctl, logs
+from latticed.ledger.rollback import MOST_HEADS
 from latticed.model import chain
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 JOURNAL_S: Final = 2.0
 """Timeout of reading the journal, seconds: it delays the start."""
-MOST_HEADS: Final = 40
-"""Number of the newest journal entries that are read, to find the newest head of each chain."""
 
 log = logs.get_logger()
 

@@ -185,6 +185,7 @@ def union(present: Floors, theirs: Floors) -> Floors:
         pins={**theirs.pins, **present.pins},
         revoked=RevocationRows(**revoked),
         sources=sources,
+        replaced=(*present.replaced, *theirs.replaced),
     )
 
 

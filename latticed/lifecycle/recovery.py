@@ -148,7 +148,8 @@ class _Recovery:
         # The ledger first, since the floors name its newest head.
         head = self._write(key, rebuilt, policy.current.revoked, self._event(report, salvage, before))
         wanted = replace(floors_of(rebuilt, policy.current.revoked), sources=kept.sources)
-        floors.write(directory, floors.of_replaced(wanted, head, rfc3339(self._clock.wall_us())), key)
+        replaced, now = (*salvage.heads, *kept.replaced), rfc3339(self._clock.wall_us())
+        floors.write(directory, floors.of_replaced(wanted, head, now, replaced), key)
         # Floors and new ledger are complete before the renames; a start refuses a host key without a ledger.
         moved = rebuild.set_aside(directory, self._label)
         rebuild.put_in_place(directory, directory / FRESH)

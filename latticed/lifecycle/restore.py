@@ -203,12 +203,13 @@ class _Restore:
             pairs=sum(entry.name.endswith("/artifact") for entry in self._manifest.entries),
             set_aside=f"replaced-{rfc3339(self._now_us).replace(':', '').replace('-', '')}",
         )
+        present = rebuild.read_damaged(self._state_dir / state.DATABASE)
         revoked: list[revocations.RevocationRows] = []
         sealed: Counter[str] = Counter()
 
         # In the same transaction: the event, the stricter records, and the revocations of both states.
         def change(tx: Transaction) -> None:
-            tx.append_audit(self._event(report, sha256))
+            tx.append_audit(self._event(report, sha256, present))
             for record in changed:
                 records.put(tx, record)
                 handover.set_aside_lost(tx, before.get(record.id), record)
@@ -221,13 +222,13 @@ class _Restore:
         all_revoked = Revoked(**{kind: getattr(revoked[0], kind) for kind in revocations.KINDS})
         # Floors that fit the new ledger, with its head: the next start finds neither older than the other.
         wanted = replace(floors_of(everything.values(), all_revoked), sources=kept.sources)
-        floors.write(self._staging, floors.of_replaced(wanted, head, rfc3339(self._now_us)), key)
+        replaced = (*present.heads, *kept.replaced)
+        floors.write(self._staging, floors.of_replaced(wanted, head, rfc3339(self._now_us), replaced), key)
         restored = tuple(everything[one] for one in sorted(everything))
         return replace(report, restored=restored, sealed=dict(sealed), settings=self._manifest.settings)
 
-    def _event(self, report: RestoreReport, sha256: str) -> Event:
+    def _event(self, report: RestoreReport, sha256: str, replaced: rebuild.RecoveredRows) -> Event:
         """The event of the restore: which archive, and where the chains of the replaced ledger ended."""
-        replaced = rebuild.read_damaged(self._state_dir / state.DATABASE)
         return Event(
             actor=str(DAEMON),
             action="ledger.restored",

@@ -38,7 +38,8 @@ async def merge(
     Problems: ledger_rolled_back, ledger_unavailable.
     """
     # Opening compared it with the heads in the floors file; the journal may hold newer ones.
-    behind = ledger.behind or _behind_journal(ledger, await journalled())
+    heads = await journalled()
+    behind = ledger.behind or _behind_journal(ledger, heads)
     if behind and not accept:
         raise rollback.problem_of(behind)
     # What would change: records that are looser than the floors, revocations that the ledger lacks.
@@ -63,7 +64,7 @@ async def merge(
     log.warning("ledger_held_to_floors", records=len(changed), revocations=forgotten, reason=behind)
     if behind:
         # Heads signed before now belong to the ledger that was lost: the next start must not compare with them.
-        ledger.accept()
+        ledger.accept(heads)
     # Floors of the merged state, so that a start which follows finds nothing to tighten.
     everything = {**before, **{record.id: record for record in changed}}
     known = ledger.read(revocations.load)
@@ -94,7 +95,10 @@ def _event(changed: list[Record], forgotten: int, behind: str) -> Event:
 def _behind_journal(ledger: Ledger, heads: list[chain.Head]) -> str:
     """What the journal's newest heads of this host show that the ledger lacks; empty for none."""
     newest: dict[chain.Name, chain.Head] = {}
+    replaced = frozenset(ledger.floors.replaced)
     for head in ledger.genuine(heads):
-        if head.ts > ledger.floors.accepted_at:
+        if head.hash in replaced:
+            newest.pop(head.chain, None)  # of a ledger that was replaced, as are those before it
+        elif head.ts > ledger.floors.accepted_at:
             newest[head.chain] = head  # by journal order, not timestamp: clocks can be set back
     return ledger.read(lambda db: rollback.behind_heads(db, newest.values()))

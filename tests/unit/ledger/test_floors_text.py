@@ -26,6 +26,7 @@ FULL = Floors(
     heads={"decisions": (7, "ab"), "calls": (2, "cd")},
     sources={"s": SeenIndex(generated_at="t", generated_s=3, sha256="ef", keys=("k2", "k1"))},
     accepted_at="2026-01-01T00:00:00.000000Z",
+    replaced=("ef" * 32, "ab" * 32),
 )
 
 
@@ -41,7 +42,8 @@ def test_changed_byte_of_any_member_is_refused(tmp_path: Path) -> None:
     floors.write(tmp_path, FULL, KEY)
     plain = json.loads((tmp_path / floors.FILE).read_bytes())
     for name in sorted(plain):
-        changed = {**plain, name: "2027" if isinstance(plain[name], str) else {**plain[name], "x": []}}
+        other = {str: "2027", list: ["ab" * 32]}.get(type(plain[name])) or {**plain[name], "x": []}
+        changed = {**plain, name: other}
         (tmp_path / floors.FILE).write_text(chain.encode(changed))
         with pytest.raises(Problem) as refused:
             floors.read(tmp_path, KEY.public_key())
