@@ -318,8 +318,18 @@ class Ledger:
                 self._denials.put_back(event)
 
     async def _check_rest(self) -> None:
-        """Check what opening a large file left out; damage shows in health and at the next start."""
-        self.trouble = await upkeep.check_rest(self._entered.database)
+        """Check what opening a large file left out; damage shows in health and at the next start.
+
+        What cannot be read shows in health too, until a later check can.
+        """
+        while True:
+            try:
+                self.trouble = await upkeep.check_rest(self._entered.database)
+            except Problem as problem:
+                self.trouble = problem
+                await asyncio.sleep(upkeep.UNREAD_S)
+            else:
+                return
 
     async def _finish(self) -> None:
         """Before the writer stops: record what is queued or counted, and sign the last head."""

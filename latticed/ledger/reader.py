@@ -24,12 +24,15 @@ T = TypeVar("T")
 class Readers:
     """One read-only connection for short queries on the event loop; slow ones get a thread and connection each.
 
-    One slow query runs at a time.
+    One slow query runs at a time. Problem ledger_unavailable when the database cannot be opened.
     """
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._inline = connection.open_reader(database)
+        try:
+            self._inline = connection.open_reader(database)
+        except apsw.Error as error:
+            raise _unreadable(error) from error
         # One slow query at a time: each has a thread, a connection and a snapshot that holds up the WAL.
         self._turn = asyncio.Lock()
         self._stop = threading.Event()

@@ -13,6 +13,7 @@ import apsw
 from latticed.kit import files, logs
 from latticed.ledger import connection, integrity, retention
 from latticed.ledger.reader import Readers
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from latticed.ledger.transaction import Transaction
     from latticed.ledger.writer import LedgerWriter
     from latticed.model import chain
-    from latticed.model.errors import Problem
 
 CHECK_S: Final = 60.0
 """How often retention checks the size."""
 
 CHECKS_PER_ROUND: Final = 60
 """Retention by age runs once in this many checks of the size, so every hour."""
+
+UNREAD_S: Final = 3_600.0
+"""After a check that could not read the whole file, until the next one."""
 
 PAGES: Final = 1_000
 """Pages (of 4 KiB, SQLite's default) that a snapshot copies between two checks whether it was cancelled."""
@@ -90,12 +93,19 @@ async def snapshot(database: Path, target: Path) -> None:
 
 
 async def check_rest(database: Path) -> Problem | None:
-    """Check the whole file; damage is noted beside it and returned as a Problem, None when it is sound."""
-    readers = Readers(database)
+    """Check the whole file; damage is noted beside it and returned as a Problem, None when it is sound.
+
+    Problem ledger_unavailable when it cannot be read to its end. That is logged and not noted: it may pass.
+    """
     try:
-        finding = await readers.ask_slowly(_whole)
-    finally:
-        await readers.close()
+        readers = Readers(database)
+        try:
+            finding = await readers.ask_slowly(_whole)
+        finally:
+            await readers.close()
+    except Problem as problem:
+        log.error("ledger_unchecked", reason=problem.reason)
+        raise
     if not finding:
         return None
     log.critical("ledger_damaged", finding=finding)

@@ -16,12 +16,12 @@ import apsw
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from latticed.ledger import Ledger, audit, integrity, kv, migrations, open_ledger, rebuild, records, upkeep
+from latticed.ledger import Ledger, audit, connection, integrity, kv, migrations, open_ledger, rebuild, records, upkeep
 from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, RecordFacts, Status
-from tests.house import damage, older_ledgers, processes
+from tests.house import damage, in_process, older_ledgers, processes
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
@@ -41,6 +41,32 @@ async def problem_of(opened: Open) -> Problem:
         async with opened():
             pass
     return caught.value
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + processes.PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.005)
+
+
+class BadSector(apsw.VFS):
+    """The daemon's VFS on a disk that cannot read what is at the offset `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.name, self.at, self._real = "bad-sector", at, connection.OWN
+        super().__init__(self.name, self._real)
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - apsw's
+        disk = self
+
+        class File(apsw.VFSFile):
+            def xRead(self, amount: int, offset: int) -> bytes:  # noqa: N802 - apsw's
+                if offset == disk.at:
+                    raise apsw.IOError("disk I/O error")
+                return super().xRead(amount, offset)
+
+        return File(self._real, name, flags)
 
 
 def root_of(state_dir: Path, table: str) -> int:
@@ -179,13 +205,51 @@ async def test_damage_elsewhere_in_a_large_ledger_is_found_while_running(
     monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
     spoil(state_dir, "kv")
     async with opened() as ledger:
-        deadline = time.monotonic() + processes.PATIENCE_S
-        while ledger.trouble is None:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.005)
+        await until(lambda: ledger.trouble is not None)
+        assert ledger.trouble is not None
         assert ledger.trouble.code == "ledger_damaged"
     refused = await problem_of(opened)
     assert (refused.code, "found earlier" in refused.reason) == ("ledger_damaged", True)
+
+
+async def test_large_ledger_that_the_disk_cannot_read_is_checked_again(
+    opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is reported as trouble until the disk reads it; no note keeps the next start from it."""
+    await filled(opened)
+    monkeypatch.setattr(integrity, "WHOLE_BYTES", 4096)
+    monkeypatch.setattr(upkeep, "UNREAD_S", 0.0)
+    disk = BadSector(root_of(state_dir, "kv"))
+    monkeypatch.setattr(connection, "OWN", disk.name)
+    async with opened() as ledger:
+        await until(lambda: ledger.trouble is not None)
+        assert ledger.trouble is not None
+        assert (ledger.trouble.code, ledger.trouble.reason) == (
+            "ledger_unavailable",
+            "the ledger cannot be read: disk I/O error",
+        )
+        assert integrity.noted(state_dir) == ""
+        assert "ledger_unchecked" in capsys.readouterr().out
+        disk.at = -1
+        await until(lambda: ledger.trouble is None)
+    async with opened():
+        pass
+
+
+async def test_large_ledger_that_cannot_be_opened_again_is_checked_later(
+    opened: Open, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with too many open files."""
+    await filled(opened)
+    monkeypatch.setattr(upkeep, "UNREAD_S", 0.0)
+    async with opened() as ledger:
+        with in_process.without_descriptors():
+            checking = asyncio.create_task(ledger._check_rest())
+            await until(lambda: ledger.trouble is not None)
+            assert ledger.trouble is not None
+            assert ledger.trouble.code == "ledger_unavailable"
+        await checking
+        assert (ledger.trouble, integrity.noted(state_dir)) == (None, "")
 
 
 async def test_intact_large_ledger_reports_no_damage(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
