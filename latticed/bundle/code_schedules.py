@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import zipfile
+import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 SDK: Final = "latticed.sdk"
 NAME: Final = "schedule"
 MAX_SOURCE: Final = 4 << 20
 """Most bytes of one module that is looked into."""
+_USES_SDK: Final = re.compile(rb"^\s*(?:from|import)\s+latticed\b", re.MULTILINE)
+_INVOKE: Final = re.compile(rb"\bdef invoke\b")
 _ARGUMENTS: Final = ("name", "every_s", "daily", "cron", "payload")
 
 
 def declared(artifact: bytes) -> list[dict[str, Any]]:
     """The schedules in a script or zipapp, in the order of their files and lines; none in anything else.
 
-    Problem schedule_unreadable for a decorator whose arguments are no literals or that is on no method `do_ACTION`.
+    Problem schedule_unreadable for a decorator whose arguments are no literals or that is on no method `do_ACTION`,
+    and for a damaged zipapp.
     """
     found: list[dict[str, Any]] = []
     for where, source in _modules(artifact):
@@ -36,6 +41,18 @@ def declared(artifact: bytes) -> list[dict[str, Any]]:
     return found
 
 
+def without_method(artifact: bytes, actions: Iterable[str]) -> list[str]:
+    """Those of `actions` that the Python in an artifact, if it uses the SDK, can have no method for.
+
+    None when a method `invoke` may carry them out. What is only named counts as a method. Problem as `declared`.
+    """
+    text = b"\n".join(source for _, source in _modules(artifact))
+    if not _USES_SDK.search(text) or _INVOKE.search(text):
+        return []
+    named = {action: re.escape(action.replace("-", "_")).encode() for action in actions}
+    return [action for action, method in named.items() if not re.search(rb"\bdo_%b\b" % method, text)]
+
+
 def _modules(artifact: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, source) of each module of a Python artifact."""
     if not artifact.startswith(b"#!") or b"python" not in artifact.partition(b"\n")[0]:
@@ -43,10 +60,16 @@ def _modules(artifact: bytes) -> Iterator[tuple[str, bytes]]:
     if not zipfile.is_zipfile(io.BytesIO(artifact)):
         yield "artifact", artifact
         return
-    with zipfile.ZipFile(io.BytesIO(artifact)) as archive:
-        for entry in archive.infolist():
-            if entry.filename.endswith(".py") and entry.file_size <= MAX_SOURCE:
-                yield entry.filename, archive.read(entry)
+    try:
+        with zipfile.ZipFile(io.BytesIO(artifact)) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith(".py") and entry.file_size <= MAX_SOURCE:
+                    yield entry.filename, archive.read(entry)
+    # ValueError: a name that is no UTF-8. RuntimeError, NotImplementedError: encrypted, or compressed in another way.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
+        raise Problem(
+            "schedule_unreadable", f"artifact: expected a whole zipapp, found: {error}", "pack it again"
+        ) from error
 
 
 def _of_module(where: str, source: bytes) -> Iterator[dict[str, Any]]:
@@ -56,11 +79,16 @@ def _of_module(where: str, source: bytes) -> Iterator[dict[str, Any]]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     names, modules = _imported(tree)
+    read: set[ast.Call] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for decorator in node.decorator_list:
                 if isinstance(decorator, ast.Call) and _is_schedule(decorator.func, names, modules):
+                    read.add(decorator)
                     yield _entry(f"{where}:{decorator.lineno}", node.name, decorator)
+        # A function stands before its decorators.
+        elif isinstance(node, ast.Call) and node not in read and _is_schedule(node.func, names, modules):
+            raise _unreadable(f"{where}:{node.lineno}", f"expected @{NAME} above a method, found another use of it")
 
 
 def _imported(tree: ast.Module) -> tuple[set[str], set[str]]:
@@ -68,11 +96,19 @@ def _imported(tree: ast.Module) -> tuple[set[str], set[str]]:
     names: set[str] = set()
     modules: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in {SDK, "latticed"} and not node.level:
-            wanted, bound = (NAME, names) if node.module == SDK else ("sdk", modules)
+        if isinstance(node, ast.ImportFrom) and node.module in {SDK, f"{SDK}.{NAME}", "latticed"} and not node.level:
+            wanted, bound = ("sdk", modules) if node.module == "latticed" else (NAME, names)
             bound |= {one.asname or one.name for one in node.names if one.name == wanted}
+            if node.module != "latticed" and any(one.name == "*" for one in node.names):
+                names.add(NAME)
         elif isinstance(node, ast.Import):
-            modules |= {one.asname or one.name for one in node.names if one.name == SDK}
+            for one in node.names:
+                if one.name == f"{SDK}.{NAME}" and one.asname:
+                    names.add(one.asname)  # the package has the function under the module's name
+                elif one.name == SDK:
+                    modules.add(one.asname or SDK)
+                elif one.name.startswith(f"{SDK}.") and not one.asname:
+                    modules.add(SDK)
     return names, modules
 
 

@@ -86,7 +86,10 @@ def sign_bundle(directory: str, key: Ed25519PrivateKey, publisher: str | None) -
 
 
 def _with_schedules(raw: dict[str, Any], directory: Path, digest: str) -> dict[str, Any]:
-    """The manifest with the schedules that its code declares, if that has any, in place of those that it names."""
+    """The manifest with the schedules that its code declares, if that has any, in place of those that it names.
+
+    Problem manifest_invalid when it names an action that its code has no method for: hosts would invoke it for ever.
+    """
     from latticed.bundle import code_schedules
     from latticed.bundle.read import ReadLimits
     from latticed.bundle.refusal import ARTIFACT
@@ -100,8 +103,14 @@ def _with_schedules(raw: dict[str, Any], directory: Path, digest: str) -> dict[s
         raise Problem("changed_while_reading", f"artifact: {error}") from error
     if hashlib.sha256(artifact).hexdigest() != digest:
         raise Problem("changed_while_reading", "the artifact was changed while it was read", "sign it again")
-    found = code_schedules.declared(artifact)
-    return {**raw, "schedules": found} if found else raw
+    if found := code_schedules.declared(artifact):
+        return {**raw, "schedules": found}
+    rows = raw.get("schedules")  # not checked yet
+    named = [str(one.get("action")) for one in rows if isinstance(one, dict)] if isinstance(rows, list) else []
+    if lacking := code_schedules.without_method(artifact, named):
+        reason = f"schedules: expected actions that the code has a method do_ACTION for, found {lacking[0][:150]!r}"
+        raise Problem("manifest_invalid", reason, "remove it from `schedules` in the manifest")
+    return raw
 
 
 def _schedules(manifest: dict[str, Any]) -> list[str]:

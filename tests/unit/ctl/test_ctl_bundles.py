@@ -182,6 +182,39 @@ def test_invalid_manifest_is_not_signed(ctl, tmp_path, acme, manifest, told):
     assert sorted(os.listdir(tmp_path / "b")) == ["artifact"] + ["manifest.json"] * (manifest is not None)
 
 
+def test_schedule_of_an_action_that_the_code_no_longer_has_is_not_signed(ctl, tmp_path, monkeypatch):
+    """Its decorator is gone, and `sign` wrote it there; what the author wrote of an action that there is stays."""
+    monkeypatch.chdir(tmp_path)
+    ctl("key", "generate", "acme.key")
+    ctl("new", "system", "acme.demo", "--publisher", "acme")
+    source, manifest = tmp_path / "acme.demo/artifact", tmp_path / "acme.demo/manifest.json"
+    head = "#!/usr/bin/env python3\nfrom latticed.sdk import Plugin, schedule\n\n\nclass Demo(Plugin):\n"
+
+    def sign(methods):
+        source.write_text(f"{head}{methods}\n\nDemo().run()\n")
+        return ctl("sign", "--key", "acme.key", "acme.demo")
+
+    assert (
+        "schedule clean_up@every_s:60@clean_up"
+        in sign("    @schedule(every_s=60)\n    def do_clean_up(self, payload): pass").out
+    )
+    before = manifest.read_bytes()
+    ran = sign("    def do_other(self, payload): pass")
+    assert (ran.code, manifest.read_bytes()) == (1, before)
+    assert "a method do_ACTION for, found 'clean_up'" in ran.err
+    for methods in (
+        "    def do_clean_up(self, payload): pass",
+        "    do_clean_up = print",
+        "    def invoke(self, action, payload): pass",
+    ):
+        assert sign(methods).code == 0, methods
+    raw = json.loads(before)
+    manifest.write_text(json.dumps({**raw, "schedules": [{**raw["schedules"][0], "action": "clean-up"}]}))
+    assert sign("    def do_clean_up(self, payload): pass").code == 0
+    manifest.write_text(json.dumps({**raw, "schedules": [1]}))
+    assert sign("    def do_other(self, payload): pass").code == 1
+
+
 def test_key_new_does_not_overwrite_and_bad_key_is_an_error(ctl, tmp_path):
     path = tmp_path / "key"
     path.write_bytes(b"secret")

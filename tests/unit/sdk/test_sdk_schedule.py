@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from latticed.bundle import code_schedules, decode, pack
@@ -63,10 +65,18 @@ def _manifest(schedules):
         ("from latticed import sdk as kit", "kit.schedule"),
         ("import latticed.sdk", "latticed.sdk.schedule"),
         ("import latticed.sdk as kit", "kit.schedule"),
+        ("from latticed.sdk.schedule import schedule", "schedule"),
+        ("from latticed.sdk import *", "schedule"),
+        ("import latticed.sdk.schedule", "latticed.sdk.schedule"),
+        ("import latticed.sdk.schedule as every", "every"),
+        ("import latticed.sdk.testing", "latticed.sdk.schedule"),
     ],
 )
 def test_decorator_is_known_by_whatever_name_it_was_imported(imported, used):
     source = f"{HEAD}{imported}\nclass A:\n    @{used}(every_s=60)\n    def do_check(self, p): pass\n"
+    scope: dict[str, Any] = {}
+    exec(source.removeprefix(HEAD), scope)  # noqa: S102 - the test's own source
+    assert scope["A"].do_check.schedules == FOUND[:1]
     assert code_schedules.declared(source.encode()) == FOUND[:1]
 
 
@@ -106,6 +116,27 @@ def test_decorator_that_cannot_be_read_without_running_it_is_an_error(decorator,
     helper = source.replace(decorator, "@schedule(every_s=60)").replace("do_check", "check")
     with pytest.raises(Problem, match="do_ACTION"):
         code_schedules.declared(helper.encode())
+
+
+def test_decorator_that_is_made_elsewhere_is_an_error():
+    """It works when the code runs, and would be passed over."""
+    source = f"{HEAD}from latticed.sdk import schedule\nhourly = schedule(every_s=3600)\nclass A:\n    @hourly\n"
+    with pytest.raises(Problem, match=r"artifact:4: expected @schedule above a method"):
+        code_schedules.declared(f"{source}    def do_check(self, p): pass\n".encode())
+
+
+def test_zipapp_with_any_byte_damaged_is_never_a_traceback():
+    whole = pack.zipapp({"__main__.py": SOURCE.encode()}, interpreter="/usr/bin/env python3")
+    codes = []
+    for place in range(whole.index(b"\n") + 1, len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        try:
+            code_schedules.declared(bytes(damaged))
+        except Problem as problem:
+            codes.append(problem.code)
+    assert set(codes) == {"schedule_unreadable"}
+    assert len(codes) > len(whole) // 2
 
 
 def test_class_with_a_wrong_decorator_is_not_made():
