@@ -31,6 +31,7 @@ from latticed.model.chain import encode
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 DIRECTORY: Final = "services"
 """In the state directory: what services keep; in an archive: their files."""
@@ -38,6 +39,7 @@ FILE: Final = re.compile(r"services/\d{4}\.(json|data)")
 """The names that an archive has of it."""
 MAX_SERVICES: Final = 9_999
 MAX_INDEX_BYTES: Final = 64 << 20
+"""Most bytes of an index: a restore holds it in memory."""
 _CHUNK: Final = 1 << 20
 _TRIES: Final = 3  # for a file that its program changes while it is copied
 _FILE, _DIRECTORY, _LINK, _SAME = "f", "d", "l", "h"
@@ -71,9 +73,9 @@ def stage(state_dir: Path, staging: Path, *, data_bytes: int) -> list[str]:
     """Copy what all services keep into `staging`; the names of the files, in the order of the archive. Blocks. OSError.
 
     Programs run meanwhile: each file is copied again while it changes, three times at most, so one that is replaced by
-    renaming is whole. What cannot be read is left out, with a line in the log, and so is a service that is too deep, or
-    of which there is more than twice `data_bytes`: no program is allowed as much, but it may grow, move or make sparse
-    files faster than they are copied.
+    renaming is whole. What cannot be read is left out, with a line in the log, and so is a service that is too deep,
+    whose index would be too large for a restore, or of which there is more than twice `data_bytes`: no program is
+    allowed as much, but it may grow, move or make sparse files faster than they are copied.
     """
     names: list[str] = []
     data = ServiceData(state_dir / DIRECTORY)
@@ -85,17 +87,16 @@ def stage(state_dir: Path, staging: Path, *, data_bytes: int) -> list[str]:
         unread = _Unread()
         reason = ""
         try:
-            with (staging / both[1]).open("xb", buffering=0) as out:
-                entries = list(
-                    _copied(data.place(f"{publisher}/{plugin_id}", name), out.fileno(), unread, 2 * data_bytes)
-                )
-            index = {"publisher": publisher, "plugin": plugin_id, "name": name, "entries": entries}
-            (staging / both[0]).write_bytes(encode(index).encode("ascii") + b"\n")
+            with (staging / both[0]).open("xb") as index, (staging / both[1]).open("xb", buffering=0) as out:
+                place = data.place(f"{publisher}/{plugin_id}", name)
+                entries = _copied(place, out.fileno(), unread, 2 * data_bytes)
+                _write_index(index, {"publisher": publisher, "plugin": plugin_id, "name": name}, entries)
             names += both
             if unread.count:
                 reason = f"{unread.count} entries that cannot be read, first {unread.path[:200]} ({unread.reason})"
         except _LeftOut as error:
-            (staging / both[1]).unlink()
+            for one in both:
+                (staging / one).unlink()
             reason = str(error) and f"all of it: {error}"
         if reason:
             log.warning("backup_left_out", plugin_id=plugin_id, name=name, reason=reason)
@@ -125,6 +126,20 @@ def unpack(staging: Path, target: Path) -> bool:
     for directory, _, _ in os.walk(target):
         files.sync_directory(target.__class__(directory))
     return bool(indexes)
+
+
+def _write_index(index: BinaryIO, of: dict[str, str], entries: Iterator[list[Any]]) -> None:
+    """Write the index of the service `of`, one entry at a time. OSError; _LeftOut for more than a restore reads."""
+    tail = b"]," + encode(of).encode("ascii")[1:] + b"\n"
+    size, comma = index.write(b'{"entries":[') + len(tail), b""
+    for entry in entries:
+        line = comma + encode(entry).encode("ascii")
+        # Names and targets may have 255 and 4,095 bytes, at 64 levels, and three characters for each byte.
+        if (size := size + len(line)) > MAX_INDEX_BYTES:
+            raise _LeftOut(f"expected names with at most {MAX_INDEX_BYTES} bytes in all, found more")
+        index.write(line)
+        comma = b","
+    index.write(tail)
 
 
 def _copied(place: Path, out: int, unread: _Unread, most: int) -> Iterator[list[Any]]:

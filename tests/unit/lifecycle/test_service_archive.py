@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -198,6 +199,53 @@ def test_service_with_more_than_twice_the_quota_is_left_out(state, staging, tmp_
     assert list(files_seen.tree(tmp_path / "new/acme/acme.demo")) == ["b", "b/data", "b/data/file"]
     assert sorted(os.listdir(staging / "services")) == ["0001.data", "0001.json"]
     assert "twice service.data_bytes" in capsys.readouterr().out
+
+
+def test_service_whose_names_no_restore_would_read_is_left_out(state, staging, tmp_path, capsys):
+    """Within the quota of files they may be hundreds of megabytes; the daemon holds none of that in memory."""
+    top = kept(state, name="a")
+    name = b"\x80" * 255
+    above = os.open(top, os.O_RDONLY)
+    for _ in range(60):
+        os.mkdir(name, dir_fd=above)
+        below = os.open(name, os.O_RDONLY, dir_fd=above)
+        os.close(above)
+        above = below
+    for number in range(1_600):
+        os.close(os.open(f"f{number}", os.O_CREAT | os.O_WRONLY, dir_fd=above))
+    os.close(above)
+    (kept(state, name="b") / "file").write_text("kept")
+    assert data_tree.measure(top, data_tree.DataUse(bytes=MOST, files=10_000)).files == 1_660
+    tracemalloc.start()
+    try:
+        names = service_archive.stage(state, staging, data_bytes=MOST)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+        data_tree.remove(top)  # longer paths than what removes the test's own directories can name
+    assert names == ["services/0001.json", "services/0001.data"]
+    assert sorted(os.listdir(staging / "services")) == ["0001.data", "0001.json"]
+    service_archive.unpack(staging, tmp_path / "new")
+    assert list(files_seen.tree(tmp_path / "new/acme/acme.demo")) == ["b", "b/data", "b/data/file"]
+    assert "expected names with at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("files", [0, 1, 3])
+def test_largest_index_is_restored_and_a_larger_one_is_left_out(state, staging, tmp_path, monkeypatch, files):
+    data = kept(state)
+    for number in range(files):
+        (data / f"file{number}").write_text("kept")
+    assert service_archive.stage(state, staging, data_bytes=MOST)
+    size = (staging / "services/0001.json").stat().st_size
+    if files:
+        shutil.rmtree(staging / "services")
+        monkeypatch.setattr(service_archive, "MAX_INDEX_BYTES", size - 1)
+        assert service_archive.stage(state, staging, data_bytes=MOST) == []
+        shutil.rmtree(staging / "services")
+        monkeypatch.setattr(service_archive, "MAX_INDEX_BYTES", size)
+        assert service_archive.stage(state, staging, data_bytes=MOST)
+    assert service_archive.unpack(staging, tmp_path / "new")
+    assert files_seen.tree(tmp_path / "new") == files_seen.tree(state / "services")
 
 
 EXCHANGE = """
