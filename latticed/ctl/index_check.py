@@ -44,10 +44,12 @@ def run(session: CtlSession) -> int:
     from latticed.trust import index
 
     args = session.args
-    found = index.decode(read(Path(args.index)))
+    data = read(Path(args.index))
+    found = index.decode(data)
     trusted = policy_file.read(Path(args.trust)) if args.trust else _claimed(found)
     taken_back = Path(args.index).with_name("revocations.json")
     findings = [
+        *_of_size("index", data),
         *_of_index(found, args.index_key),
         *(_of_revocations(taken_back, args.index_key) if taken_back.exists() else ()),
         *_of_releases(found, Path(args.index).parent, trusted),
@@ -62,6 +64,9 @@ def run(session: CtlSession) -> int:
         "releases": releases,
         "findings": findings,
     }
+    if taken_back.exists():
+        for note in _named_by_channels(found, taken_back):
+            session.screen.note(note)
     if session.screen.json_wanted:
         session.screen.json(told)
         return ExitCode.REFUSED if findings else ExitCode.OK
@@ -98,6 +103,16 @@ def _claimed(found: Index) -> TrustPolicy:
     return trusted
 
 
+def _of_size(where: str, data: bytes) -> Iterator[Finding]:
+    """Whether hosts read a file of this size, unless their settings say otherwise."""
+    from latticed.settings.market import MarketSettings
+
+    most = MarketSettings().index_bytes
+    if len(data) > most:
+        reason = f"expected at most {most} bytes, which hosts read (market.index_bytes), found {len(data)}"
+        yield {"where": where, "code": "fetch_too_large", "reason": reason}
+
+
 def _of_index(found: Index, given: list[str]) -> Iterator[Finding]:
     """What is wrong with the index as a whole."""
     from latticed.trust import index
@@ -121,8 +136,10 @@ def _of_revocations(path: Path, given: list[str]) -> Iterator[Finding]:
     """What is wrong with the revocations beside the index: hosts take all of the file, or none of it."""
     from latticed.trust import index_revocations, signed_document
 
+    data = read(path)
+    yield from _of_size(path.name, data)
     try:
-        document, _, refused = index_revocations.decode(read(path))
+        document, _, refused = index_revocations.decode(data)
         pinned = _pinned(given)
         holding = index_revocations.holding(document, pinned=pinned, threshold=len(set(pinned)), source="the index")
         signed_document.judge(document, holding=holding, pinned=pinned, seen=None, now_s=int(time.time()))
@@ -132,6 +149,25 @@ def _of_revocations(path: Path, given: list[str]) -> Iterator[Finding]:
         yield {"where": path.name, "code": problem.code, "reason": problem.reason}
     else:
         yield from ({"where": path.name, "code": "entry_refused", "reason": one} for one in refused)
+
+
+def _named_by_channels(found: Index, path: Path) -> Iterator[str]:
+    """Channels that name a release which the revocations take back.
+
+    No finding: hosts take both files, and the last release of a channel can be taken back before there is another.
+    """
+    from latticed.trust import index_revocations
+
+    try:
+        taken = {(one.kind, one.value) for one in index_revocations.decode(read(path))[1]}
+    except Problem:
+        return  # `_of_revocations` says so
+    for entry in found.entries.values():
+        for channel, version in entry.channels.items():
+            release = entry.release(version)
+            if release and taken & index_revocations.covering(entry.id, version, release.artifact_sha256):
+                what = f"channel {channel} names {version}, which {path.name} takes back"
+                yield f"{entry.id}: {what}: hosts install nothing of that channel until a higher version is added"
 
 
 def _pinned(given: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from latticed.kit import files
+from latticed.settings.market import MarketSettings
 from latticed.trust import index, index_revocations
 from tests.house import processes
 
@@ -410,6 +411,38 @@ def test_revoked_release_is_one_that_hosts_take_back(ctl, author, revoke):
     assert ctl("index", "sign", "--keep", "--key", "second.key", "--label", "second", SITE).code == 0
     assert taken_back()[1].held_by([author["index"], second]) == {author["index"], second}
     assert ctl(*validate, "--index-key", second).json["findings"] == []
+
+
+@pytest.mark.parametrize(("file", "where"), [(SITE, "index"), (BACK, "revocations.json")])
+def test_validate_finds_a_file_that_hosts_would_not_read_to_its_end(ctl, author, revoke, file, where):
+    """Larger than `market.index_bytes` is by default."""
+    assert revoke("--plugin", "acme.demo@0.0.9").code == 0
+    most = MarketSettings().index_bytes
+    whole = json.dumps({**json.loads(Path(file).read_text()), "signatures": [], "more": ""}).encode()
+    validate = ("index", "validate", SITE, "--format", "json")
+    for more, found in ((0, []), (1, [(where, "fetch_too_large")])):
+        Path(file).write_bytes(whole.replace(b'"more": ""', b'"more": "%b"' % (b"x" * (most + more - len(whole)))))
+        assert Path(file).stat().st_size == most + more
+        # Unsigned, it has other findings, too.
+        ran = ctl(*validate)
+        sizes = [(one["where"], one["code"]) for one in ran.json["findings"] if one["code"] == "fetch_too_large"]
+        assert sizes == found
+
+
+def test_validate_says_which_channel_has_nothing_to_install(ctl, author, add, revoke):
+    """A note: both files are taken, and what is taken back has to be uploaded before there is a better release."""
+    validate = ("index", "validate", "--index-key", author["index"], SITE)
+    assert revoke("--plugin", "acme.demo@0.1.0").code == 0
+    ran = ctl(*validate)
+    assert (ran.code, "nothing wrong" in ran.out) == (0, True)
+    assert ran.err.startswith("acme.demo: channel stable names 0.1.0, which revocations.json takes back: hosts install")
+    assert ctl(*validate, "--format", "json").json["findings"] == []
+    version(ctl, "0.1.1")
+    assert add().code == 0
+    assert "channel" not in ctl(*validate).err
+    digest = read()["plugins"][0]["releases"][1]["artifact_sha256"]
+    assert revoke("--digest", digest).code == 0
+    assert "stable names 0.1.1" in ctl(*validate).err
 
 
 def test_revocation_grows_harsher_and_never_milder(revoke):
