@@ -173,7 +173,7 @@ class FleetOperations:
             if record is None:
                 raise Problem("not_found", f"expected a rollout, found none of the name {name}", _LIST)
             now_s = core.now_s()
-            if record.closed or (what == "back" and records.overtaken_by(record, core.rollouts.values())):
+            if record.closed or (what == "back" and records.overtaken_by(record, core.rollouts.values(), now_s)):
                 reason = f"expected a rollout whose nodes it has still, found {name} ended"
                 raise Problem("invalid_transition", reason, _LIST)
             plain = record.rollout()

@@ -247,9 +247,12 @@ def halted(record: RolloutRecord, reason: str, *, now_s: int) -> RolloutRecord:
     return record.changing(now_s, state=RolloutState.HALTED, reason=reason)
 
 
-def overtaken_by(record: RolloutRecord, rollouts: Iterable[RolloutRecord]) -> RolloutRecord | None:
-    """Another rollout that began later and has some of its nodes."""
-    later = [one for one in rollouts if one.began > record.began]
+def overtaken_by(record: RolloutRecord, rollouts: Iterable[RolloutRecord], now_s: int) -> RolloutRecord | None:
+    """Another rollout that began later and has some of its nodes.
+
+    None that has lost them itself, as where clocks are apart, nor one that says it will begin: a stolen key can say so.
+    """
+    later = [one for one in rollouts if record.began < one.began <= now_s and not one.closed]
     nodes = set(record.nodes) if later else set()
     return next((one for one in later if not nodes.isdisjoint(one.nodes)), None)
 

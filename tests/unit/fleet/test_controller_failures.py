@@ -19,6 +19,7 @@ from latticed.fleet import documents
 from latticed.fleet.controller import bundle_files, database, lease, records
 from latticed.fleet.documents import Assignment
 from latticed.fleet.nats_engine import NatsControllerEngine
+from latticed.fleet.rollout import GatePolicy, RolloutState
 from latticed.model.errors import Problem
 from latticed.trust import key_files
 from tests.house import bundles, controller_processes, fleets, long, nats_servers
@@ -428,6 +429,57 @@ async def test_rollout_that_nobody_was_told_of_ends_where_another_has_its_nodes_
         assert first.rollout("told").state == "running"
         assert (first.rollout("untold").state, first.core.rollouts["untold"].over) == ("halted", True)
         assert "the rollout told has its nodes" in first.rollout("untold").reason
+
+
+@pytest.fixture
+async def three_nodes(servers, operator, tmp_path):
+    """`led()`: a controller of three nodes that leads, always with the same database."""
+
+    @contextlib.asynccontextmanager
+    async def led():
+        async with house.running(servers, tmp_path, operator=operator, lease=LONG_LEASE) as controlled:
+            await controlled.leads()
+            for name in ("h1", "h2", "h3"):
+                if name not in controlled.core.nodes:
+                    await controlled.give(operator.node(name, fleets.public(key_files.generate())))
+            yield controlled
+
+    return led
+
+
+async def test_rollout_of_before_closes_none_though_the_clock_was_ahead_when_it_began(three_nodes, operator):
+    async with three_nodes() as controlled:
+        intent = await controlled.give(operator.intent())
+        controlled.core.clock = lambda: time.time() + 600
+        await controlled.roll(intent, name="bad", policy=view.PolicyView(patience_s=3_600))
+        await controlled.operations.act("bad", "halt", "it is bad")
+        controlled.core.clock = time.time
+        await controlled.roll(intent, name="mended", policy=view.PolicyView(patience_s=3_600))
+        assert controlled.core.rollouts["bad"].closed
+    async with three_nodes() as controlled:
+        assert controlled.rollout("mended").state == "running"
+
+
+async def test_record_of_a_stolen_key_that_began_in_the_future_closes_no_rollout(three_nodes, operator):
+    stolen = key_files.generate()
+    async with three_nodes() as controlled:
+        await controlled.give(operator.controller(fleets.public(stolen), "c2"))
+        left = records.begun(
+            "left",
+            ("h1", "h2", "h3"),
+            release="a" * 64,
+            has={},
+            policy=GatePolicy(),
+            sizes=(1,),
+            sources=(),
+            now_s=2**53 - 1,
+        ).changing(2**53 - 1, state=RolloutState.DONE)
+        key, envelope = records.shared(left, stolen, fleet=operator.fleet, controller="c2", now_s=1)
+        assert await controlled.core.learn_record(envelope, key)
+        await controlled.give(operator.revocations(fleets.public(stolen)))
+        await controlled.roll(await controlled.give(operator.intent()), name="real")
+    async with three_nodes() as controlled:
+        assert (controlled.rollout("real").state, controlled.core.rollouts["real"].closed) == ("running", False)
 
 
 async def test_lease_ends_while_its_host_is_suspended(servers, monkeypatch):
