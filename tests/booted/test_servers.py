@@ -114,7 +114,7 @@ def test_nginx_and_a_core_of_a_unit_are_served_and_back_after_a_kill_and_a_reboo
         machine.write(f"/etc/systemd/system/{UNIT}.d/test.conf", "[Service]\nUser=nobody\n")
         machine.check("systemctl", "daemon-reload")
         machine.check("systemctl", "stop", UNIT)
-        machine.until_logged("LATTICED_EVENT=plan_drift_unknown", "_UID=0")
+        machine.until_logged("LATTICED_EVENT=plan_restore_failed", "_UID=0")
         assert core(machine) == ("", "")
         machine.check("rm", f"/etc/systemd/system/{UNIT}.d/test.conf")
         machine.check("systemctl", "daemon-reload")
