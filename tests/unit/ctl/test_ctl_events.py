@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from latticed.ctl import stream
 from latticed.model import chain
 from latticed.model.errors import Problem
+from tests.house import terminals
 from tests.house.api_server import event, problem, sse
 
 
@@ -227,10 +228,8 @@ def test_event_line_is_cut_to_the_terminal(api):
         environ = {"PYTHONPATH": os.pathsep.join(sys.path), "LATTICED_SOCKET": str(api.socket), "COLUMNS": "100"}
         command = [sys.executable, "-m", "latticed.ctl.main", "events", "--after", "0"]
         subprocess.run(command, stdout=slave, env={**environ, "TERM": "xterm", "LANG": "C.UTF-8"}, check=True)
-        shown = os.read(master, 65536).decode()
     finally:
-        os.close(master)
-        os.close(slave)
+        shown = terminals.shown(master, slave).decode()
     assert "\x1b[31mdeny\x1b[0m" in shown
     (line,) = shown.replace("\x1b[31m", "").replace("\x1b[0m", "").splitlines()
     assert len(line) <= 100

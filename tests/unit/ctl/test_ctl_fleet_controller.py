@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from latticed.fleet import controller_view as view
 from latticed.fleet import documents, enrolment, nkeys
 from latticed.trust import key_files
-from tests.house import answering_controllers, api_server, bundles, filled_answers, long, processes
+from tests.house import answering_controllers, api_server, bundles, filled_answers, long, processes, terminals
 from tests.house.answering_controllers import INTENT, NOW, SimulatedController, event, node, rollout, wave
 
 ENVELOPE = {"payload": "eyJ9", "signature": "c2ln", "key": "a2V5"}
@@ -292,10 +292,8 @@ def test_on_a_terminal_the_progress_is_one_line(controller):
     try:
         with running(controller, "roll", "--follow", "r1", err=theirs) as one:
             assert one.wait(processes.PATIENCE_S) == 0
-        said = os.read(ours, 65_536).decode()
     finally:
-        os.close(ours)
-        os.close(theirs)
+        said = terminals.shown(ours, theirs).decode()
     assert said.count("\n") == 0
     assert said.startswith("\r\x1b[Kr1: running, wave 1 of 2")
     assert said.endswith("\r\x1b[K")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from latticed.ctl import completion, main
-from tests.house import api_server
+from tests.house import api_server, terminals
 
 NO_TEXT = "acme.\udcff"
 COMMAND = (sys.executable, "-m", "latticed.ctl.main")
@@ -258,10 +258,9 @@ def _on_terminal(api: api_server.Api, **more: str) -> bytes:
         subprocess.run(
             [*COMMAND, "rejected"], stdout=slave, env=environ(api, TERM="xterm", LANG="C.UTF-8", **more), check=True
         )
-        return os.read(master, 65536)
     finally:
-        os.close(master)
-        os.close(slave)
+        found = terminals.shown(master, slave)
+    return found
 
 
 def test_every_hint_names_an_existing_verb():
