@@ -347,7 +347,12 @@ class ProxyKind:
         """The core's file where it is what was written, or what would be now; else nothing is read from it."""
         with contextlib.suppress(OSError, ValueError):
             found = self._read(STARTED)
-            if _mark(found) in self._marks() or (wanted and found == applied.config(applied.read(wanted), _now_s())):
+            if _mark(found) in self._marks():
+                return found
+            if wanted and found == applied.config(applied.read(wanted), _now_s()):
+                # A version before left no mark: without one it would be drift when the first user's time is over.
+                with contextlib.suppress(OSError, Problem):
+                    self._write(_mark(found), b"", owner=0)
                 return found
         return b""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from latticed.model.errors import Problem
-from latticed.plans import proxy_api
+from latticed.plans import proxy, proxy_api
 from latticed.plans.programs import ProgramTools
 from latticed.plans.proxy import ProxyKind
 from latticed.system.proxy import decode, devices, ends, subscriptions
@@ -397,11 +397,30 @@ def test_a_core_s_file_that_nobody_can_open_keeps_nothing(kind, tools):
         assert kind.holds(rendering, kind.observe(tools))
 
 
-def test_a_core_of_a_version_that_left_no_mark_goes_on(kind, tools):
-    rendering = committed(kind, document(), tools)
-    for one in Path(kind.directory).glob("*.started"):
-        one.unlink()
+def test_a_core_of_a_version_that_left_no_mark_goes_on(kind, tools, tmp_path, echo, monkeypatch):
+    intent = document()
+    end_s = intent["users"][0]["expires_at"] = int(time.time()) + 3_600
+    rendering = committed(kind, intent, tools)
+    before = pid_of(kind)
+    (mark,) = Path(kind.directory).glob("*.started")
+    mark.unlink()
+    # In a directory that others may write nothing is written.
+    Path(kind.directory).chmod(0o777)
     assert kind.holds(rendering, kind.observe(tools))
+    assert not mark.exists()
+    Path(kind.directory).chmod(0o711)
+    with stream(intent, "anna", tmp_path, echo) as anna, stream(intent, "ben", tmp_path, echo) as ben:
+        cores.echoed(anna)
+        assert kind.holds(rendering, kind.observe(tools))
+        assert (mark.stat().st_uid, mark.stat().st_size) == (0, 0)
+        monkeypatch.setattr(proxy, "_now_s", lambda: end_s)
+        live = kind.observe(tools)
+        assert (kind.holds(rendering, live), live.unfinished) == (True, True)
+        kind.commit(rendering, tools, may_wait=True)
+        assert cores.is_cut(anna)
+        cores.echoed(ben)
+    assert kind.holds(rendering, kind.observe(tools))
+    assert pid_of(kind) == before
 
 
 def test_a_process_of_others_under_the_kept_pid_is_left_alone(kind, tools):
