@@ -23,7 +23,7 @@ NAME: Final = "schedule"
 MAX_SOURCE: Final = 4 << 20
 """Most bytes of one module that is looked into."""
 _USES_SDK: Final = re.compile(rb"^\s*(?:from|import)\s+latticed\b", re.MULTILINE)
-_INVOKE: Final = re.compile(rb"\bdef invoke\b")
+_OTHERWISE: Final = re.compile(rb"\b(?:invoke|setattr|__getattr__|__getattribute__)\b")
 _ARGUMENTS: Final = ("name", "every_s", "daily", "cron", "payload")
 
 
@@ -44,12 +44,17 @@ def declared(artifact: bytes) -> list[dict[str, Any]]:
 def without_method(artifact: bytes, actions: Iterable[str]) -> list[str]:
     """Those of `actions` that the Python in an artifact, if it uses the SDK, can have no method for.
 
-    None when a method `invoke` may carry them out. What is only named counts as a method. Problem as `declared`.
+    None when something else may carry them out: a method `invoke`, or one made at run time. `describe` and `health` are
+    the SDK's own. What is only named counts as a method. Problem as `declared`.
     """
     text = b"\n".join(source for _, source in _modules(artifact))
-    if not _USES_SDK.search(text) or _INVOKE.search(text):
+    if not _USES_SDK.search(text) or _OTHERWISE.search(text):
         return []
-    named = {action: re.escape(action.replace("-", "_")).encode() for action in actions}
+    named = {
+        action: re.escape(action.replace("-", "_")).encode()
+        for action in actions
+        if action not in {"describe", "health"}
+    }
     return [action for action, method in named.items() if not re.search(rb"\bdo_%b\b" % method, text)]
 
 

@@ -74,8 +74,8 @@ def stage(state_dir: Path, staging: Path, *, data_bytes: int) -> list[str]:
 
     Programs run meanwhile: each file is copied again while it changes, three times at most, so one that is replaced by
     renaming is whole. What cannot be read is left out, with a line in the log, and so is a service that is too deep,
-    whose index would be too large for a restore, or of which there is more than twice `data_bytes`: no program is
-    allowed as much, but it may grow, move or make sparse files faster than they are copied.
+    whose index would be too large for a restore, or of which there is more than twice `data_bytes` and than twice what
+    it takes on the disk: a program may grow, move or make sparse files faster than they are copied.
     """
     names: list[str] = []
     data = ServiceData(state_dir / DIRECTORY)
@@ -89,7 +89,8 @@ def stage(state_dir: Path, staging: Path, *, data_bytes: int) -> list[str]:
         try:
             with (staging / both[0]).open("xb") as index, (staging / both[1]).open("xb", buffering=0) as out:
                 place = data.place(f"{publisher}/{plugin_id}", name)
-                entries = _copied(place, out.fileno(), unread, 2 * data_bytes)
+                # What is there counts too: it may be from when `data_bytes` was larger.
+                entries = _copied(place, out.fileno(), unread, 2 * max(data_bytes, _on_disk(place)))
                 _write_index(index, {"publisher": publisher, "plugin": plugin_id, "name": name}, entries)
             names += both
             if unread.count:
@@ -194,6 +195,15 @@ def _file(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _on_disk(place: Path) -> int:
+    """The bytes that the files of a service take on the disk, where holes take none."""
+    found: dict[tuple[int, int], int] = {}
+    with contextlib.suppress(OSError, data_tree.TooDeep):  # told by who copies it
+        for entry in data_tree.walk(place, lambda *_: None):
+            found[entry.found.st_dev, entry.found.st_ino] = entry.found.st_blocks * 512
+    return sum(found.values())
+
+
 def _next(tree: Iterator[data_tree.TreeEntry]) -> data_tree.TreeEntry | None:
     """The next entry, None at the end; _LeftOut where there can be none."""
     try:
@@ -232,7 +242,7 @@ def _copied_file(entry: data_tree.TreeEntry, out: int, most: int) -> int | None:
                 if not stat.S_ISREG(before.st_mode):
                     return None
                 if start + before.st_size > most:
-                    raise _LeftOut(f"expected at most {most} bytes, twice service.data_bytes, found more")
+                    raise _LeftOut(f"expected at most {most} bytes, twice service.data_bytes or its files, found more")
                 size = _copy(fd, out, before.st_size)
                 after = os.fstat(fd)
                 seen = (after.st_size, after.st_mtime_ns, after.st_ctime_ns)

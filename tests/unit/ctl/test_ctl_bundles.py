@@ -206,11 +206,17 @@ def test_schedule_of_an_action_that_the_code_no_longer_has_is_not_signed(ctl, tm
         "    def do_clean_up(self, payload): pass",
         "    do_clean_up = print",
         "    def invoke(self, action, payload): pass",
+        "    invoke = print",
+        "    def __getattr__(self, name): return print",
+        "    pass\n\n\nsetattr(Demo, 'do_' + 'clean_' + 'up', print)",
     ):
         assert sign(methods).code == 0, methods
     raw = json.loads(before)
     manifest.write_text(json.dumps({**raw, "schedules": [{**raw["schedules"][0], "action": "clean-up"}]}))
     assert sign("    def do_clean_up(self, payload): pass").code == 0
+    for action in ("describe", "health"):  # the SDK answers both
+        manifest.write_text(json.dumps({**raw, "schedules": [{**raw["schedules"][0], "action": action}]}))
+        assert sign("    def do_other(self, payload): pass").code == 0
     manifest.write_text(json.dumps({**raw, "schedules": [1]}))
     assert sign("    def do_other(self, payload): pass").code == 1
 

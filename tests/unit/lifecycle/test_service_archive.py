@@ -201,6 +201,19 @@ def test_service_with_more_than_twice_the_quota_is_left_out(state, staging, tmp_
     assert "twice service.data_bytes" in capsys.readouterr().out
 
 
+def test_service_that_was_allowed_more_before_is_in_the_backup_whole(state, staging, tmp_path):
+    """`service.data_bytes` was lowered since, which removes nothing; on another host it would be missing."""
+    data = kept(state)
+    for number in range(5):
+        (data / f"f{number}").write_bytes(os.urandom(MOST // 8))
+    service_archive.stage(state, staging, data_bytes=MOST // 32)
+    service_archive.unpack(staging, tmp_path / "new")
+    restored = tmp_path / "new" / data.relative_to(state / "services")
+    assert [one.read_bytes() for one in sorted(restored.iterdir())] == [
+        one.read_bytes() for one in sorted(data.iterdir())
+    ]
+
+
 def test_service_whose_names_no_restore_would_read_is_left_out(state, staging, tmp_path, capsys):
     """Within the quota of files they may be hundreds of megabytes; the daemon holds none of that in memory."""
     top = kept(state, name="a")
