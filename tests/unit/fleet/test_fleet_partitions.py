@@ -59,6 +59,7 @@ def broken(wire, how):
         loop.call_later(HOLE_S, wire.heal)
 
 
+@pytest.mark.timeout(1_200)  # at each moment, in the long form
 @pytest.mark.parametrize(
     ("whose", "how"),
     [("node", "cut"), ("controller", "hole"), *long.only(("node", "hole"), ("controller", "cut"))],
