@@ -1,8 +1,8 @@
-"""Which host has a name, over all that is known of it, in whatever order that came: controllers that know the same say
-the same. Pure.
+"""Which host has a name: the same in whatever order things became known, so that all controllers say the same. Pure.
 
-The key that an operator certified comes first; then those that joined, who came first by the invitation's end: a name
-that a host has is given to no other one. A revoked key has no name while there is another.
+If `web-1` joined with key K1, the name stays K1's, also where K2 joins by it later; once K1 is revoked it is K2's.
+First comes the key that an operator certified; then, of those that joined, the one whose invitation ends first.
+A revoked key has the name only while there is no other.
 """
 
 from __future__ import annotations

@@ -207,8 +207,9 @@ def _everything(sock, until=b"\r\n0\r\n\r\n"):
     return whole
 
 
-async def test_failure_to_read_ends_streams_and_the_next_ones_work(home, monkeypatch):
-    """A ledger that cannot be read: every stream ends with the problem, none waits for ever."""
+@pytest.fixture
+def broken(monkeypatch):
+    """A list; while something is in it, the ledger cannot be read by streams."""
     real, broken = streams._page, []
 
     def page(db, seen, *, calls):
@@ -217,6 +218,11 @@ async def test_failure_to_read_ends_streams_and_the_next_ones_work(home, monkeyp
         return real(db, seen, calls=calls)
 
     monkeypatch.setattr(streams, "_page", page)
+    return broken
+
+
+async def test_failure_to_read_ends_streams_and_the_next_ones_work(home, broken):
+    """A ledger that cannot be read: every stream ends with the problem, none waits for ever."""
     sent = [[], [], []]
 
     async def write(number, chunk):
@@ -234,16 +240,8 @@ async def test_failure_to_read_ends_streams_and_the_next_ones_work(home, monkeyp
         await in_process.until(lambda: [at for at, _ in told(sent[2])] == ["1", "2"], "both events")
 
 
-async def test_stream_that_fails_is_cut_without_a_second_answer_on_the_wire(home, monkeypatch, capsys):
+async def test_stream_that_fails_is_cut_without_a_second_answer_on_the_wire(home, broken, capsys):
     """Its reader would take the second one's head for an event."""
-    real, broken = streams._page, []
-
-    def page(db, seen, *, calls):
-        if broken:
-            raise Problem("ledger_unavailable", "the ledger cannot be read")
-        return real(db, seen, calls=calls)
-
-    monkeypatch.setattr(streams, "_page", page)
     async with home.session.get("http://latticed/api/events?after=0") as answer:
         received = await answer.content.readuntil(b"id: 0\n\n")
         broken.append(1)
