@@ -10,11 +10,11 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.house import firewalled, processes
+from tests.house import children, firewalled, processes
 
 ADDRESS = "10.9.0.1"
 _CONFIG = """
@@ -140,10 +140,15 @@ def named(net: firewalled.Net, name: str, port: int, user: processes.User) -> It
 
 @contextmanager
 def _started(command: list[str], env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own, which is killed in the end."""
+    """A process, which is killed in the end with its descendants.
+
+    Each of sshd's sessions has a group of its own, and goes on for hours where a client's end does not come through.
+    """
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env, process_group=0) as child:
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=env) as child:
         try:
             yield child
         finally:
-            os.killpg(child.pid, signal.SIGKILL)
+            for pid in {child.pid} | children.descendants(child.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
