@@ -204,8 +204,12 @@ def test_restore_replaces_a_damaged_ledger(used, backup):
 
 
 def test_restore_under_a_running_daemon_is_refused(used, backup):
-    with used.running():
-        assert refused(used, backup) == "state_in_use"
+    with used.running() as daemon:
+        ran = used.once("--restore", str(backup))
+        assert ran.stderr.split(": ")[1] == "state_in_use"
+        # The daemon writes files of its own meanwhile.
+        assert not [one for one in used.state.iterdir() if one.name.startswith(("replaced-", ".restoring-"))]
+        assert daemon.plugin()["status"] == "active"
 
 
 def test_restore_of_another_hosts_backup_needs_its_public_key(place, backup):

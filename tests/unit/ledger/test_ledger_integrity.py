@@ -21,7 +21,7 @@ from latticed.ledger.chain import Chain
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.model.lifecycle import Record, RecordFacts, Status
-from tests.house import damage, in_process, older_ledgers, processes
+from tests.house import damage, in_process, older_ledgers, processes, stepping
 
 Open = Callable[[], AbstractAsyncContextManager[Ledger]]
 QUOTA = kv.KvQuota(value_bytes=1 << 20, keys=10_000, total_bytes=1 << 30)
@@ -106,7 +106,7 @@ async def test_refused_ledger_keeps_its_wal(opened: Open, state_dir: Path, tmp_p
     killed = tmp_path / "killed"
     async with opened() as ledger:
         await ledger.record(Event(actor="a", action="b", target="in the WAL"))
-        shutil.copytree(state_dir, killed)
+        stepping.copy_as_killed(state_dir, killed)
     spoil(killed, "heads")
     before = {name: (killed / name).read_bytes() for name in ("ledger.sqlite3", "ledger.sqlite3-wal")}
     with pytest.raises(Problem, match="sound database"):
