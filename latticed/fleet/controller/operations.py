@@ -5,6 +5,7 @@ Of rollouts the other controllers were told before, too: who takes over goes on 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 _ANSWER_S: Final = 35.0
 """For a node to answer an invocation; its agent gives up after 30 s."""
-_TRIES: Final = 3
-"""To share a record where something else was put meanwhile."""
+_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, *(1.0,) * 8)
+"""Between two tries to share what others have replaced, or are about to: ten seconds in all."""
 _URL: Final = re.compile(r"https://[^\s\\]{1,480}")
 _WHY: Final = {
     "intent_unknown": "expected an intent that was given to this controller, found none of this name",
@@ -209,10 +210,16 @@ class FleetOperations:
         return self.rollout_view(core.rollouts.get(kept[-1].name, kept[-1]))
 
     async def _share(self, record: RolloutRecord) -> None:
-        for _ in range(_TRIES):
+        """Have the other controllers find the newest of a record. EngineUnavailable, Malformed; Conflict in the end.
+
+        While three servers have not agreed yet on what the leader's own round put there, they refuse this one and show
+        what was there before, so that no try but a later one can be right.
+        """
+        for pause_s in _PAUSES_S:
             with contextlib.suppress(Conflict):  # what is there was learnt: perhaps this one, by the leader's own round
                 await self._leader.share_rollout(self._core.rollouts.get(record.name, record))
                 return
+            await asyncio.sleep(pause_s)
         raise Conflict(f"expected to put {record.name} there, found others who do, again and again")
 
     def rollout_view(self, record: RolloutRecord) -> view.RolloutView:

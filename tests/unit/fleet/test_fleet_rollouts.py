@@ -10,15 +10,17 @@ import contextlib
 import itertools
 import json
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 
 import pytest
+from msgspec import structs
 
 from latticed.fleet import deployment
 from latticed.fleet.controller.lease import LeasePeriods
 from latticed.fleet.controller.settings import GateSettings
-from latticed.fleet.engine import EngineUnavailable
+from latticed.fleet.engine import Conflict, EngineUnavailable
 from latticed.fleet.rollout import WAVES
 from latticed.model.errors import Problem
 from tests.house import fleet_controllers, fleet_reports, fleets, long, nats_servers, simulated_fleets, simulated_nodes
@@ -222,6 +224,48 @@ async def test_waves_go_on_while_a_server_of_three_is_dead(tmp_path):
         await whole(engine)
         assert await engine_has(fleet, good)
         await fleet.all_told()
+
+
+@pytest.mark.slow
+async def test_operator_is_answered_though_the_servers_have_not_agreed_yet_on_what_was_said_before(
+    tmp_path, monkeypatch
+):
+    """Until they have, they refuse what comes after it, and show what was there before it."""
+    async with rolling(tmp_path, 2, 3) as fleet:
+        name = await fleet.controlled.roll(await fleet.release())
+        await fleet.controlled.reaches(name, "done")
+        core, engine = fleet.controlled.core, fleet.controlled.running.engine
+        connected = engine._connection._client().connected_url.port
+        ours = next(number for number, one in enumerate(fleet.servers.servers) if one.port == connected)
+        while (leads := await leader(engine, "KV_fleet")) != ours:
+            with contextlib.suppress(EngineUnavailable):
+                await engine._api("STREAM.LEADER.STEPDOWN.KV_fleet", None)
+        slow = [one.process for number, one in enumerate(fleet.servers.servers) if number != leads]
+        begun, refused, put = [], [], engine.put
+
+        async def counted(key, *what, **options):
+            begun.append(key)
+            try:
+                return await put(key, *what, **options)
+            except Conflict:
+                refused.append(key)
+                raise
+
+        monkeypatch.setattr(engine, "put", counted)
+        for process in slow:
+            process.send_signal(signal.SIGSTOP)
+        try:
+            before = asyncio.ensure_future(fleet.controlled.leader.share_rollout(core.rollouts[name]))
+            await fleet_controllers.until(lambda: any(name in one for one in begun), lambda: f"{begun}")
+            core.rollouts[name] = structs.replace(core.rollouts[name], reason="said later")
+            said = asyncio.ensure_future(fleet.controlled.operations._share(core.rollouts[name]))
+            await fleet_controllers.until(lambda: len(refused) > 3 or said.done(), lambda: f"{refused}")
+        finally:
+            for process in slow:
+                process.send_signal(signal.SIGCONT)
+        await said
+        await asyncio.wait({before})
+        before.exception()
 
 
 @pytest.mark.slow
