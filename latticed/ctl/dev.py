@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from latticed import wire
-    from latticed.ctl.dev_sources import News
+    from latticed.ctl.dev_sources import Builds, News
     from latticed.ctl.session import CtlSession
     from latticed.ctl.trial import Trial
     from latticed.ctl.trial_input import TrialInput
@@ -51,17 +51,17 @@ def run(session: CtlSession) -> int:
     source = Path(args.directory)
     asked = (args.invoke, invoke.payload(args.payload)) if args.invoke else None
     given = trial_input.read(args, session.environ)
+    builds = dev_sources.Builds(source, args.build)
     with trial.interrupted_once():
-        dev_sources.build(source, args.build)
+        builds.run()
     with trial.opened(source, session.environ) as own:
         screen.toned(
             f"DEVELOPMENT DAEMON for {own.plugin_id}: its key, its record and its values go when this ends", "warn"
         )
         screen.line(f"other verbs reach it: latticectl --socket {own.socket} info {own.plugin_id}")
         screen.line("type ACTION [JSON] to invoke, Enter to repeat it, quit to end")
-        built = args.build is not None
-        with contextlib.suppress(KeyboardInterrupt), dev_sources.opened(source, own, built=built) as news:
-            _Bench(session, own, news, asked, given).serve()
+        with contextlib.suppress(KeyboardInterrupt), dev_sources.opened(builds, own) as news:
+            _Bench(session, own, builds, news, asked, given).serve()
     return ExitCode.OK
 
 
@@ -69,15 +69,24 @@ class _Bench:
     """What is done about the news: one after the other, so that lines are not mixed and no build overtakes another."""
 
     def __init__(
-        self, session: CtlSession, own: Trial, news: News, asked: tuple[str, Any] | None, given: TrialInput
+        self,
+        session: CtlSession,
+        own: Trial,
+        builds: Builds,
+        news: News,
+        asked: tuple[str, Any] | None,
+        given: TrialInput,
     ) -> None:
         self.session = session
         self.own = own
+        self.builds = builds
         self.news = news
         self.asked = asked
         self.given = given
         self.agreed = consent.given(session.args)
         self.declined: set[str] = set()
+        self.in_vain = False
+        """Whether the last build changed nothing, and another one was wanted all the same."""
 
     def serve(self) -> None:
         """Start the plugin, then do what comes, until it is to end."""
@@ -113,16 +122,16 @@ class _Bench:
 
     def _reload(self) -> None:
         """Build it and take it over; what runs stays when it cannot be built, signed or verified."""
-        from latticed.ctl import dev_sources
-
-        began_s, built = time.monotonic(), self.session.args.build
+        began_s = time.monotonic()
         changed = False
         try:
-            dev_sources.build(self.own.source, built)
+            self.builds.run()
             changed = self.own.put()
         finally:
-            if not changed:
-                self.news.absorbed = dev_sources.fingerprint(self.own.source, built=built is not None)
+            # Once: a command that writes other files each time would be run for ever.
+            self.in_vain = not changed and self.builds.wrote_others() and not self.in_vain
+            if not changed and not self.in_vain:
+                self.news.absorbed = self.builds.seen
         if not changed:
             return
         view = self.own.view()

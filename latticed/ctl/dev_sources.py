@@ -20,7 +20,7 @@ from latticed.ctl import replies, stream
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from watchdog.events import FileSystemEvent
@@ -46,7 +46,8 @@ class News:
     def __init__(self) -> None:
         self._found: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
         self._later: list[tuple[str, str]] = []
-        self.absorbed = ""  # a fingerprint that a build left which failed, or changed nothing of the bundle
+        self.absorbed = ""
+        """A fingerprint that a build left which failed, or changed nothing of the bundle: it sets off no other one."""
 
     def put(self, kind: str, what: str = "") -> None:
         """Add one; of any thread."""
@@ -74,6 +75,38 @@ class News:
         with contextlib.suppress(queue.Empty):
             while True:
                 yield self._found.get_nowait()
+
+
+class Builds:
+    """Runs the author's command, and tells apart what it writes and what the author writes meanwhile.
+
+    Files that an earlier run wrote are the command's own, until they change while it does not run. `seen` is the
+    fingerprint after the last run.
+    """
+
+    def __init__(self, source: Path, command: str | None) -> None:
+        self.source = source
+        self.command = command
+        self._kept = listing(source, built=command is not None)
+        self.seen = fingerprint(self._kept)
+        self._own: set[str] = set()
+        self._others: set[str] = set()
+
+    def run(self) -> None:
+        """Problem build_failed."""
+        before = listing(self.source, built=self.command is not None)
+        try:
+            build(self.source, self.command)
+        finally:
+            after = listing(self.source, built=self.command is not None)
+            self._own -= _changed(self._kept, before)
+            self._others = _changed(before, after) - self._own
+            self._own |= self._others
+            self._kept, self.seen = after, fingerprint(after)
+
+    def wrote_others(self) -> bool:
+        """Whether the last run changed files that no run before it did: they may be the author's, and need another."""
+        return bool(self._others)
 
 
 def build(source: Path, command: str | None) -> None:
@@ -118,8 +151,8 @@ def _built(source: Path, command: str, said: IO[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def opened(source: Path, own: Trial, *, built: bool) -> Iterator[News]:
-    """The news of a source and its plugin while the block runs. `built`: the artifact is made of the other files."""
+def opened(builds: Builds, own: Trial) -> Iterator[News]:
+    """The news of a source and its plugin while the block runs, beginning with changes since the last build."""
     from watchdog.events import FileSystemEventHandler
     from watchdog.observers import Observer
 
@@ -135,11 +168,12 @@ def opened(source: Path, own: Trial, *, built: bool) -> Iterator[News]:
     observer = Observer()
     # Where the kernel has no watch left (fs.inotify.max_user_watches), the look every LOOK_S finds changes.
     with contextlib.suppress(OSError):
-        observer.schedule(Teller(), str(source), recursive=True)
+        observer.schedule(Teller(), str(builds.source), recursive=True)
         observer.start()
-    first = fingerprint(source, built=built)
+    told.set()
+    first, built = builds.seen, builds.command is not None
     for work in (
-        lambda: _watch(source, told, news, first, built=built),
+        lambda: _watch(builds.source, told, news, first, built=built),
         lambda: _follow_calls(own, news),
         lambda: _follow_lines(own, news),
         lambda: _read_typed(news),
@@ -153,24 +187,33 @@ def opened(source: Path, own: Trial, *, built: bool) -> Iterator[News]:
             observer.stop()
 
 
-def fingerprint(source: Path, *, built: bool) -> str:
-    """A digest of names, sizes, times and inodes of what is written by hand; links are not followed.
+def listing(source: Path, *, built: bool) -> dict[str, str]:
+    """Size, time and inode of each file that is written by hand, by its path; links are not followed.
 
     With `built` the artifact is left out. Of more than MOST_FILES files the first ones count.
     """
-    found = hashlib.blake2b()
-    left = MOST_FILES
+    found: dict[str, str] = {}
     for directory, below, names in os.walk(source):
         below[:] = sorted(one for one in below if one not in IGNORED and not one.startswith("."))
         for name in sorted(names):
-            if name.startswith(".") or (built and name == ARTIFACT) or left == 0:
+            if name.startswith(".") or (built and name == ARTIFACT) or len(found) == MOST_FILES:
                 continue
-            left -= 1
             path = os.path.join(directory, name)
             with contextlib.suppress(OSError):
                 seen = os.lstat(path)
-                found.update(f"{path}\0{seen.st_size} {seen.st_mtime_ns} {seen.st_ino}\n".encode("utf-8", "replace"))
-    return found.hexdigest()
+                found[path] = f"{seen.st_size} {seen.st_mtime_ns} {seen.st_ino}"
+    return found
+
+
+def fingerprint(found: Mapping[str, str]) -> str:
+    """A digest of a listing."""
+    lines = "".join(f"{path}\0{seen}\n" for path, seen in found.items())
+    return hashlib.blake2b(lines.encode("utf-8", "replace")).hexdigest()
+
+
+def _changed(before: Mapping[str, str], after: Mapping[str, str]) -> set[str]:
+    """Paths that were made, written or removed."""
+    return {path for path, _ in before.items() ^ after.items()}
 
 
 def _watch(source: Path, told: threading.Event, news: News, last: str, *, built: bool) -> None:
@@ -180,7 +223,7 @@ def _watch(source: Path, told: threading.Event, news: News, last: str, *, built:
             told.clear()
             while told.wait(QUIET_S):
                 told.clear()
-        found = fingerprint(source, built=built)
+        found = fingerprint(listing(source, built=built))
         if found != last:
             last = found
             # A build that writes the same files each time would set off the next one for ever.

@@ -588,6 +588,25 @@ def test_dev_builds_what_is_compiled(desk):
         assert len((desk.home / "builds").read_text()) == counted
 
 
+def test_dev_takes_what_is_written_while_a_build_that_changes_nothing_runs(desk):
+    desk.write("")
+    (desk.bundle / "main.py.in").write_text(PLUGIN)
+    desk.own()
+    build = "cp main.py.in copy; cp copy artifact; echo x >> ../copied; while [ -e ../hold ]; do sleep 0.05; done"
+    copied = desk.home / "copied"
+    with developing(desk, "--build", build) as dev:
+        dev.until(f"{ID} runs")
+        (desk.home / "hold").touch()
+        before = len(copied.read_text())
+        (desk.bundle / "notes").write_text("not of the plugin")
+        processes.until(lambda: len(copied.read_text()) > before, what="a build")
+        (desk.bundle / "main.py.in").write_text(PLUGIN.replace('"hello"', '"built"'))
+        (desk.home / "hold").unlink()
+        dev.until("reloaded in")
+        dev.type('greet "it"')
+        dev.until('"built": "it"')
+
+
 def test_dev_that_is_ended_while_it_builds_leaves_no_process(desk):
     """Neither the command nor what it started."""
     build = f"echo $$ > {desk.home}/pid; sleep 1000; true"
