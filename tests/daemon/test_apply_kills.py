@@ -69,10 +69,10 @@ def test_change_that_is_killed_anywhere_is_back_two_seconds_after_its_deadline(p
     takes_s = apply_takes(place)
     for point in range(POINTS):
         at_s = takes_s * (point + 0.5) * 2 / POINTS if point < POINTS // 2 else takes_s + (point + 0.5) / POINTS
-        with place.running() as helper:
+        with place.running() as helper, contextlib.ExitStack() as stack:
             plan = place.approved(WIDE)
             latest = time.monotonic() + at_s
-            caller = asked(place, protocol.Apply(plan=plan))
+            caller = stack.enter_context(asked(place, protocol.Apply(plan=plan)))
             while time.monotonic() < latest:
                 time.sleep(0.002)
             if point == POINTS - 1:
@@ -88,7 +88,6 @@ def test_change_that_is_killed_anywhere_is_back_two_seconds_after_its_deadline(p
             if helper.poll() is None:
                 assert place.observed().kinds, "asked after the apply, so answered after it"
             until_back(place)
-            caller.close()
         with place.running():
             assert place.content() == BEFORE
             assert place.state_of(plan) in {"approved", "rolled_back", "failed"}
@@ -128,31 +127,29 @@ def test_confirmed_change_outlives_kills_of_all(place):
 @pytest.mark.parametrize("how", ["stopped", "stuck"])
 def test_helper_that_holds_the_lock_beyond_the_deadline_is_killed(place, how):
     """It is stopped by a signal, or waits for a program that does not end: the change is undone in time."""
-    with place.running() as helper:
+    with place.running() as helper, contextlib.ExitStack() as stack:
         place.applied(BASE)
         plan = place.approved(WIDE)
         place.order(commit="late", commit_s=8)
-        caller = asked(place, protocol.Apply(plan=plan))
+        stack.enter_context(asked(place, protocol.Apply(plan=plan)))
         processes.until(lambda: place.content() == AFTER, what="the commit")
         place.order()
         if how == "stopped":
             os.kill(helper.pid, signal.SIGSTOP)
         until_back(place)
         assert helper.wait(processes.PATIENCE_S) == -signal.SIGKILL
-        caller.close()
     with place.running():
         assert (place.content(), place.state_of(plan)) == (BEFORE, "rolled_back")
 
 
 def test_long_change_of_one_kind_does_not_delay_the_undoing_of_another(place):
-    with place.running() as helper:
+    with place.running() as helper, contextlib.ExitStack() as stack:
         first, second = place.approved(WIDE), place.approved(WIDE, kind="other")
         place.ask(protocol.Apply(plan=first))
-        (place.home / "live/orders.json").write_text('{"commit_s": 8}')
-        caller = asked(place, protocol.Apply(plan=second, confirm_within_s=30))
+        place.order(commit_s=8)
+        caller = stack.enter_context(asked(place, protocol.Apply(plan=second, confirm_within_s=30)))
         processes.until(lambda: place.content() is None, what="the undoing")
         assert select.select([caller], [], [], 0)[0] == [], "the other change is still being made"
         assert place.ask(protocol.Observe(), user=None).targets[1].unconfirmed == second
         assert b"unconfirmed" in caller.recv(4096)
-        caller.close()
         assert helper.poll() is None

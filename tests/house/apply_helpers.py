@@ -71,7 +71,9 @@ class Place:
             return None
 
     def order(self, **orders: Any) -> None:
-        (self.home / "live/orders.json").write_text(json.dumps(orders))
+        fresh = self.home / "live/orders.fresh"
+        fresh.write_text(json.dumps(orders))
+        fresh.rename(fresh.with_suffix(".json"))  # the helper may be reading
 
     def write_settings(self) -> None:
         lines = [f"{key} = {json.dumps(value)}" for key, value in self.settings.items() if not isinstance(value, dict)]

@@ -132,12 +132,16 @@ class Browser:
         return found["result"].get("value")
 
     async def until(self, script: str) -> None:
-        """Wait until an expression is true in the page."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                if await self.value(script):
-                    return
-                await asyncio.sleep(0.05)
+        """Wait until an expression is true in the page; what is seen of it instead, when it does not come."""
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    if await self.value(script):
+                        return
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            seen = "document.visibilityState + ': ' + document.body.innerText.slice(0, 2000)"
+            raise AssertionError(f"waited in vain for {script}; {await self.value(seen)}") from None
 
     async def html(self) -> str:
         """The document as it is now."""

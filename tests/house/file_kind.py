@@ -104,12 +104,13 @@ class FileKind:
 
     def commit(self, rendering: bytes, tools: Tools, *, may_wait: bool = False, live: Live | None = None) -> None:
         del may_wait, live
-        order = self.orders().get("commit")
+        orders = self.orders()  # once: a test that sees the change gives other ones
+        order = orders.get("commit")
         if order == "half":  # the tool wrote a part and failed
             self.path.write_bytes(rendering[:5])
         if order == "late":  # first the change, then the wait
             self.path.write_bytes(rendering)
-        self._obey("commit", tools, rendering)
+        self._obey("commit", tools, rendering, orders)
         ended = tools.run("tee", str(self.path), stdin=rendering)
         if ended.status:
             raise failed("tee", ended)
@@ -134,9 +135,9 @@ class FileKind:
         except FileNotFoundError:
             return {}
 
-    def _obey(self, effect: str, tools: Tools, rendering: bytes = b"") -> None:
+    def _obey(self, effect: str, tools: Tools, rendering: bytes = b"", orders: Mapping[str, Any] | None = None) -> None:
         """Take long, fail, or raise what no kind should, as ordered."""
-        orders = self.orders()
+        orders = self.orders() if orders is None else orders
         if seconds := orders.get(f"{effect}_s"):
             tools.run("sleep", str(seconds))
         match orders.get(effect):
