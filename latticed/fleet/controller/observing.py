@@ -30,10 +30,12 @@ _FAILED: Final = frozenset(
     {
         *(one.value for one in Code),
         *"""candidate_bad needs_consent needs_config config_invalid secret_missing bundle_unknown version_downgrade
-        protocol_unsupported sandbox_unavailable dependency_unmet intent_revoked invalid_transition no_end""".split(),
+        protocol_unsupported sandbox_unavailable intent_revoked invalid_transition no_end""".split(),
     }
 )
-"""Codes by which a host says that it cannot have what is wanted; others may pass by themselves."""
+"""Codes by which a host says that it cannot have what is wanted; others may pass by themselves. So may
+`dependency_unmet`: what a plugin needs is often in the same intent, and comes to be active at a later look.
+"""
 
 
 class ReportedCounts(Struct, frozen=True):

@@ -97,6 +97,47 @@ async def test_rollout_that_is_heard_and_gets_nowhere_loses_its_patience(servers
             assert "4 of 4 nodes are not well" in controlled.rollout(name).reason
 
 
+def waiting(*, there):
+    """What becomes of a host on which acme.base is, or is not, what acme.demo needs: yet, or for good."""
+    unmet = "needs acme.base ^2.0.0 active, found active 1.0.0"
+    base = house.plugin(id="acme.base", code="" if there else "bundle_awaited", reason="its bundle is being fetched")
+    return lambda _: (house.plugin(code="dependency_unmet", reason=unmet), base)
+
+
+async def rolled(controlled, operator, nodes, outcome):
+    """The name of a rollout of two plugins to all nodes, which have told what became of it."""
+    name = await begun(controlled, operator, nodes, settle_s=0.0)
+    for one in nodes.values():
+        one.settles, one.outcome = True, outcome
+        await one.report()
+    await until(lambda: all(controlled.core.statuses[one].plugins[0].code == "dependency_unmet" for one in nodes))
+    return name
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["bundle on its way", "taken up after the one that needs it"])
+async def test_plugin_that_waits_for_another_of_its_release_takes_no_rollout_back(servers, operator, tmp_path, there):
+    async with house.running(servers, tmp_path, operator=operator) as controlled:
+        await controlled.leads()
+        async with house.nodes(servers, controlled, NAMES) as nodes:
+            name = await rolled(controlled, operator, nodes, waiting(there=there))
+            assert (controlled.rollout(name).state, controlled.rollout(name).unwell) == ("running", ())
+            for one in nodes.values():
+                one.outcome = house.well
+                await one.report()
+            await controlled.reaches(name, "done")
+
+
+async def test_release_whose_plugin_never_gets_what_it_needs_is_taken_back(servers, operator, tmp_path, monkeypatch):
+    lease = house.LeasePeriods(ttl_s=3_600, renew_s=0.4, margin_s=0.5, look_s=0.2)
+    async with house.running(servers, tmp_path, operator=operator, lease=lease) as controlled:
+        await controlled.leads()
+        async with house.nodes(servers, controlled, NAMES) as nodes:
+            name = await rolled(controlled, operator, nodes, waiting(there=True))
+            later(controlled, monkeypatch, wall_s=1_000, steady_s=1_000)
+            await controlled.reaches(name, "returning")
+            assert "4 of 4 nodes are not well" in controlled.rollout(name).reason
+
+
 @pytest.mark.parametrize("wall_s", [1_000.0, -3_600.0])
 async def test_clock_of_a_controller_that_is_set_changes_nothing(servers, operator, tmp_path, monkeypatch, wall_s):
     async with house.running(servers, tmp_path, operator=operator) as controlled:
