@@ -60,6 +60,10 @@ async def put_back(services: HostServices, plugin_id: str, wanted: Declared, *, 
     What is the same goes on untouched. What cannot be put any more (a grant was taken back meanwhile) is left out, and
     logged. Problem ledger_unavailable: to be called again; nothing is lost by that.
     """
+    # What was asked for is carried out whole, though who asked is gone: it may be waiting for the disk still.
+    for keeper in (services.programs, services.tunnels, services.monitors, services.ddns):
+        await keeper.settled(plugin_id)
+    await services.routes.settled()
     # Services before routes, which may lead to them.
     for kind in _kinds(services, plugin_id):
         present, then = kind.present(), getattr(wanted, kind.name)

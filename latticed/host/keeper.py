@@ -79,6 +79,12 @@ class Keeper(abc.ABC, Generic[Item]):
         """Stop and delete all of one plugin; how many rows there were. Problem ledger_unavailable."""
         return await self._change(plugin_id, lambda: self._forget(plugin_id))
 
+    async def settled(self, plugin_id: str) -> None:
+        """Return once all changes of one plugin that were asked for before have ended, also those whose callers are
+        gone.
+        """
+        await self._change(plugin_id, lambda: asyncio.sleep(0))
+
     # For subclasses.
 
     @abc.abstractmethod

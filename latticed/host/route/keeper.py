@@ -207,6 +207,10 @@ class RouteKeeper:
         self._release(self._routes.pop(key))
         return True
 
+    async def settled(self) -> None:
+        """Return once all changes that were asked for before have ended, also those whose callers are gone."""
+        await self._change(asyncio.sleep(0))
+
     def stored(self, plugin_id: str) -> dict[str, str]:
         """The routes that a plugin has put: their specs as in the ledger, by path."""
         return {path: route_spec.encoded(one.spec) for (owner, path), one in self._routes.items() if owner == plugin_id}

@@ -192,7 +192,8 @@ class TaskKeeper:
         """Cancel all tasks of one plugin that were submitted after the one of this seq and have not ended. Problem
         ledger_unavailable.
         """
-        for task in self._ledger.read(lambda db: rows.of_state(db, *rows.OPEN)):
+        # Read in the writer's turn: one that was submitted before may be waiting for the disk, its caller gone.
+        for task in await self._ledger.write(lambda tx: rows.of_state(tx, *rows.OPEN)):
             if task.plugin_id == plugin_id and task.seq > seq:
                 try:
                     await self.cancel(task.id, by=by)

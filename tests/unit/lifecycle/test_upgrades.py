@@ -7,12 +7,13 @@ import io
 import json
 import shutil
 import tarfile
+import threading
 
 import pytest
 
 from latticed.host import declared
 from latticed.host.call import HostError
-from latticed.ledger import kv
+from latticed.ledger import kv, monitors, routes, tasks
 from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners.contract import Checkup
@@ -449,6 +450,47 @@ async def test_disabling_does_not_wait_for_what_is_put_back(home, putting_back):
     assert view["disabled_at"] > view["activated_at"]
     again = await home.decide(ID, "active")
     assert (again["version"], again["runtime"]["state"], home.driven.running[ID]) == ("1.0.0", "armed", 1)
+
+
+@pytest.mark.parametrize("kind", ["routes", "monitors", "tasks"])
+async def test_what_a_version_asked_for_on_a_slow_disk_goes_with_it(tmp_path, monkeypatch, putting_back, kind):
+    """It is carried out whole, though its callers ended with the version that was given up."""
+    capabilities = [*CAPABILITIES, "worker:route", "task:run"]
+    toml = f'{LONG}[http]\nlisten = "127.0.0.1:{ports.free()}"\n'
+    writing, disk = threading.Event(), threading.Event()
+    rows, name = {"routes": (routes, "put"), "monitors": (monitors, "put"), "tasks": (tasks, "submit")}[kind]
+    store = getattr(rows, name)
+
+    def slowly(*args, **named):
+        writing.set()
+        disk.wait(60)
+        return store(*args, **named)
+
+    async with in_process.opened(tmp_path, author=ACME, toml=toml) as home:
+        home.drop(version="1.0.0", type="system", capabilities=capabilities)
+        await home.armed(ID, accept=("monitor:admin", "task:run"))
+        _, new, _ = await upgraded(home, capabilities=capabilities)
+        monkeypatch.setattr(rows, name, slowly)
+        calls = {
+            "routes": [("route.put", {"path": f"/{ID}/{one}/", "target": "template", "template": "x"}) for one in "ab"],
+            "monitors": [("monitor.put", {"name": one, "kind": "tcp", "target": "example.com:80"}) for one in "ab"],
+            "tasks": [("task.submit", {"interpreter": "sh", "script": "true"})],
+        }[kind]
+        asked = [asyncio.ensure_future(new.call(method, **params)) for method, params in calls]
+        services = home.app.api.lifecycle.upgrades.services
+        if kind != "tasks":
+            changes = getattr(services, kind)._background._tasks
+            await in_process.until(lambda: len(changes) == len(calls), "their turns")
+        await in_process.until(writing.is_set, "the first to be written")
+        begun, go_on = putting_back
+        go_on.set()
+        new.crash()
+        await begun.wait()
+        disk.set()
+        assert (await decided(home))["version"] == "1.0.0"
+        await asyncio.gather(*asked, return_exceptions=True)
+        open_tasks = [one for one in await services.tasks.page(plugin_id=ID) if one.state != "cancelled"]
+        assert (services.routes.stored(ID), services.monitors.of(ID), open_tasks) == ({}, [], [])
 
 
 async def test_no_other_version_is_taken_while_one_is_given_up(home, putting_back):
