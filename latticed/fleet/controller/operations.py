@@ -357,10 +357,13 @@ class FleetOperations:
             raise Problem("too_large", reason, "name fewer addresses") from error
 
     def _superseding(self, record: RolloutRecord, now_s: int) -> list[RolloutRecord]:
-        """Rollouts that end because another one has their nodes; Problem rollout_running for one that still runs."""
+        """Rollouts that are closed as another one has their nodes; Problem rollout_running for one that still runs.
+
+        Those that are done, too: by a clock that was set since they may have begun later than the other one.
+        """
         nodes, ended = set(record.nodes), []
         for one in self._core.rollouts.values():
-            if one.over or nodes.isdisjoint(one.nodes):
+            if one.closed or nodes.isdisjoint(one.nodes):
                 continue
             if one.state is RolloutState.RUNNING:
                 hint = f"latticectl fleet halt {one.name}, or wait for its end"

@@ -258,6 +258,8 @@ def overtaken_by(record: RolloutRecord, rollouts: Iterable[RolloutRecord], now_s
 
 
 def superseded(record: RolloutRecord, name: str, *, now_s: int) -> RolloutRecord:
-    """Another rollout has its nodes from now on."""
+    """Another rollout has its nodes from now on. One that is over stays as it ended, and when."""
+    if record.over:
+        return record.changing(record.changed, closed=True)
     state = RolloutState.HALTED if record.state is RolloutState.RUNNING else record.state
     return record.changing(now_s, closed=True, state=state, reason=f"the rollout {name} has its nodes now")

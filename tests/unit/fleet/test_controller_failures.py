@@ -460,6 +460,31 @@ async def test_rollout_of_before_closes_none_though_the_clock_was_ahead_when_it_
         assert controlled.rollout("mended").state == "running"
 
 
+async def test_rollout_of_before_that_is_done_ends_none_once_the_clock_that_was_ahead_is_set_back(
+    three_nodes, operator
+):
+    """Nor does it get the nodes back."""
+    async with three_nodes() as controlled:
+        anyway = view.PolicyView(patience_s=3_600, away_share=1.0)
+        zeroth = await controlled.give(operator.intent())
+        await controlled.reaches(await controlled.roll(zeroth, policy=anyway), "done")
+        controlled.core.clock = lambda: time.time() + 600
+        first = await controlled.give(operator.intent(back_to=(zeroth,)))
+        await controlled.reaches(await controlled.roll(first, name="first", policy=anyway), "done")
+        controlled.core.clock = time.time
+        second = await controlled.give(operator.intent(back_to=(first,)))
+        await controlled.roll(second, name="second", policy=view.PolicyView(patience_s=3_600))
+        with pytest.raises(Problem) as refused:
+            await controlled.operations.act("first", "back", "")
+        assert refused.value.code == "invalid_transition"
+        assert (controlled.rollout("first").state, controlled.rollout("first").reason) == ("done", "")
+        controlled.core.clock = lambda: time.time() + 1_200
+        epoch = controlled.running.lease.epoch
+        await controlled.running.lease.release()
+        await until(lambda: controlled.leader.acts and controlled.running.lease.epoch != epoch)
+        assert (controlled.rollout("second").state, controlled.core.rollouts["second"].closed) == ("running", False)
+
+
 async def test_record_of_a_stolen_key_that_began_in_the_future_closes_no_rollout(three_nodes, operator):
     stolen = key_files.generate()
     async with three_nodes() as controlled:
