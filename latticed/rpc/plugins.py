@@ -21,6 +21,7 @@ from latticed.lifecycle.granting import Regrant
 from latticed.model import chain, consents
 from latticed.model.audit import Actor
 from latticed.model.errors import Problem
+from latticed.model.hostcall import FIX
 from latticed.model.lifecycle import Status
 from latticed.rpc import explain, views
 from latticed.rpc.access import Scope
@@ -282,12 +283,20 @@ async def show(ask: Ask) -> dict[str, Any]:
         "calls": {"made": count.calls, "denied": count.denied},
         "resources": views.resources(ask.api, record.id),
         "schedules": views.schedules(ask.api, record),
-        # As in streams of events: what was asked for (sizes, digests) takes the scope that lets somebody ask.
-        "denials": denials if Scope.OPERATE in ask.scopes else [{**event, "detail": {}} for event in denials],
+        "denials": denials if Scope.OPERATE in ask.scopes else [_for_readers(event) for event in denials],
     }
     if ask.query(About).explain == "1":
         report["causes"] = await explain.causes(ask.api, record, denials)
     return report
+
+
+def _for_readers(event: dict[str, Any]) -> dict[str, Any]:
+    """As in streams of events: what was asked for (sizes, digests) takes the scope that lets somebody ask.
+
+    What would lift the denial stays, by which `latticectl explain` knows whether it would happen again; `reason` names
+    it, too.
+    """
+    return {**event, "detail": {key: value for key, value in event["detail"].items() if key == FIX}}
 
 
 async def rejected(ask: Ask) -> web.StreamResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from latticed.ctl import advice_denials, decode
 from latticed.host.call import HostError
 from latticed.kit.clock import SystemClock
 from latticed.ledger import contacts
@@ -116,3 +117,22 @@ async def test_what_a_denied_call_asked_for_is_shown_with_scope_operate_only(hom
     monkeypatch.setattr(type(home.app.api.access), "scopes", lambda *_: Scope.READ)
     (shown,) = (await home.ask("GET", f"/api/plugins/by-id/{ID}"))["denials"]
     assert shown == {**denied, "detail": {}}
+
+
+@pytest.mark.parametrize("scopes", [Scope.READ, Scope.READ | Scope.OPERATE])
+async def test_advice_on_a_denied_call_is_right_with_every_scope(home, monkeypatch, scopes):
+    """Who may only read is not sent to the plugin's logs for want of a host, nor once the host is granted."""
+    with pytest.raises(HostError):
+        await home.driven.only(ID).call("http.do", method="GET", url="https://other.example.org/")
+
+    async def advice():
+        with monkeypatch.context() as patched:
+            patched.setattr(type(home.app.api.access), "scopes", lambda *_: scopes)
+            found = await home.ask("GET", f"/api/plugins/by-id/{ID}?explain=1")
+        denials = [decode.event(one) for one in found["denials"]]
+        return advice_denials.suffered(ID, denials, found["grants"], found["causes"], None)
+
+    assert (await advice()).command == f"latticectl caps grant {ID} host=other.example.org:443"
+    hosts = ["api.example.org:443", "other.example.org:443"]
+    assert (await home.ask("PUT", f"/api/plugins/by-id/{ID}/grants", {"hosts": hosts})).status == 200
+    assert await advice() is None
