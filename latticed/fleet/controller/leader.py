@@ -106,7 +106,7 @@ class Leader:
         self._shared: dict[str, tuple[int, bytes]] = {}
         self._shared_steps: dict[str, int] = {}
         self._unsharable: dict[str, int] = {}
-        """Steps of records that are too large: nothing is tried with them again."""
+        """Steps of records that are too large: nothing is tried with them again at this connection, with this lease."""
         self._taken_over: tuple[int, int] | None = None
         self._due = dict.fromkeys(("renew", "assert", "turn", "thin"), 0.0)
         self._turn = 0
@@ -316,6 +316,7 @@ class Leader:
         await self._follow()
         await self._close_overtaken()
         self._shelf_shared = None
+        self._unsharable.clear()  # who led meanwhile had its own troubles, and another server may take larger messages
         await self._learn_desired()
         async for batch in self._engine.all_statuses():
             await self._core.take_statuses(batch, names(batch), read_before=batch[-1].revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -14,10 +15,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.fleet import documents, judging, subjects
-from latticed.fleet.controller import records, views
+from latticed.fleet.controller import lease, records, views
 from latticed.fleet.controller.assigning import KeptBundle
 from latticed.fleet.controller.shelf import DocumentShelf, judged
 from latticed.fleet.documents import Malformed
+from latticed.fleet.engine import Conflict
 from latticed.fleet.nats_engine import NatsControllerEngine
 from latticed.model.errors import Problem
 from tests.house import fleet_controllers as house
@@ -108,6 +110,43 @@ async def test_record_of_a_stolen_key_ends_no_controller_and_keeps_none_from_its
             assert [task for task in controlled.running._tasks if task.done()] == []
             shown = views.alarms(controlled.core, controlled.running.facts())
             assert tuple((one.code, one.reason.partition(":")[0]) for one in shown if one.code == "not_done") == told
+
+
+@pytest.fixture
+async def unsharable(servers, operator, tmp_path):
+    """A controller that has a record over n1 by a stolen key, which it cannot hand on and says so."""
+    stolen = Ed25519PrivateKey.generate()
+    key, envelope = records.shared(
+        largest(stolen, operator.fleet), stolen, fleet=operator.fleet, controller="c2", now_s=1
+    )
+    periods = lease.LeasePeriods(ttl_s=30, renew_s=0.4, margin_s=0.5, look_s=0.2)
+    async with house.running(servers, tmp_path, operator=operator, lease=periods) as controlled:
+        await controlled.give(operator.controller(fleets.public(stolen), "c2"))
+        await controlled.leads()
+        await controlled.core.learn_record(envelope, key)
+        await until(lambda: f"sharing {key}" in controlled.leader.troubles)
+        yield controlled
+
+
+async def test_record_that_cannot_be_handed_on_is_said_by_who_has_the_lease_again(servers, unsharable):
+    async with servers.connected("controller") as connection:
+        engine = NatsControllerEngine(connection)
+        taken = json.dumps({"holder": "c9", "instance": "f" * 32, "at": 1, "until": 2}).encode()
+        while True:
+            with contextlib.suppress(Conflict):  # it was renewed meanwhile
+                held = await engine.put("lease", taken, (await engine.get("lease")).revision, ttl_s=600)
+                break
+        await until(lambda: not unsharable.leader.troubles)
+        await engine.put("lease", b"", held, ttl_s=1)
+    await unsharable.leads()
+    await until(lambda: [one for one in unsharable.leader.troubles if one.startswith("sharing ")])
+
+
+async def test_rollout_begins_over_hosts_of_a_record_that_cannot_be_handed_on(servers, operator, unsharable):
+    async with house.node(servers, unsharable, "n1"):
+        await until(lambda: "n1" in unsharable.core.present)
+        await unsharable.reaches(await unsharable.roll(await unsharable.give(operator.intent())), "done")
+    assert unsharable.core.rollouts["evil"].closed
 
 
 async def test_streams_that_are_deleted_are_made_again_by_the_controller_that_leads(servers, operator, tmp_path):
