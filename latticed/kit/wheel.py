@@ -92,7 +92,8 @@ class Wheel:
             passed = sorted(tick for tick in self._due if tick <= now)
         due = [tick for tick in passed if tick in self._due]
         self._turned = now  # before the calls: what they add must not come into a tick that is being served
-        return sum(self._serve(ticket) for tick in due for ticket in self._due.pop(tick))
+        # A call may have cancelled all that a later one of these ticks had: then that is gone.
+        return sum(self._serve(ticket) for tick in due for ticket in self._due.pop(tick, {}))
 
     def __len__(self) -> int:
         """Calls that are to come."""

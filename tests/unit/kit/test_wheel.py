@@ -191,3 +191,15 @@ def test_timer_calls_of_one_tick_may_cancel_each_other():
     later += [turning.every(1, lambda number=number: call(number)) for number in range(4)]
     _turn(turning, time, 1.1)
     assert (made, len(turning)) == ([0, 3], 2)
+
+
+def test_timer_call_may_cancel_the_only_one_of_a_later_tick_that_is_due_too():
+    """As after a pause of the loop; the calls after it are made."""
+    time, made = Time(), []
+    turning = wheel.Wheel(time)
+    later = turning.add(2, lambda: made.append("cancelled"))
+    turning.add(1, later.cancel)
+    turning.add(3, lambda: made.append("last"))
+    time.now_s += 5
+    turning.advance()
+    assert (made, len(turning)) == (["last"], 0)
