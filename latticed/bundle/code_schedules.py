@@ -23,7 +23,9 @@ NAME: Final = "schedule"
 MAX_SOURCE: Final = 4 << 20
 """Most bytes of one module that is looked into."""
 _USES_SDK: Final = re.compile(rb"^\s*(?:from|import)\s+latticed\b", re.MULTILINE)
-_OTHERWISE: Final = re.compile(rb"\b(?:invoke|setattr|__getattr__|__getattribute__)\b")
+_OTHERWISE: Final = re.compile(rb"\b(?:(?:invoke|setattr|__getattr__|__getattribute__)\b|do_['\"{%])")
+"""What carries out actions without a method of their name; the last: one that is put together, as `f"do_{name}"`."""
+_TIMES: Final = frozenset({"every_s", "daily", "cron"})
 _ARGUMENTS: Final = ("name", "every_s", "daily", "cron", "payload")
 
 
@@ -83,45 +85,88 @@ def _of_module(where: str, source: bytes) -> Iterator[dict[str, Any]]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    names, modules = _imported(tree)
+    imported = _imported(tree)
     read: set[ast.Call] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             for decorator in node.decorator_list:
-                if isinstance(decorator, ast.Call) and _is_schedule(decorator.func, names, modules):
+                if isinstance(decorator, ast.Call) and imported.has(decorator):
                     read.add(decorator)
                     yield _entry(f"{where}:{decorator.lineno}", node.name, decorator)
         # A function stands before its decorators.
-        elif isinstance(node, ast.Call) and node not in read and _is_schedule(node.func, names, modules):
+        elif isinstance(node, ast.Call) and node not in read and imported.has(node):
             raise _unreadable(f"{where}:{node.lineno}", f"expected @{NAME} above a method, found another use of it")
 
 
-def _imported(tree: ast.Module) -> tuple[set[str], set[str]]:
-    """(names of the decorator, names of the SDK's package) that the module's imports bind."""
-    names: set[str] = set()
-    modules: set[str] = set()
+class _Imported:
+    """What a module's imports bind: `names` of the decorator, `modules` of the SDK's package.
+
+    `others`: names that something else of the module binds too, or that a `*` may not have bound.
+    """
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.modules: set[str] = set()
+        self.others: set[str] = set()
+
+    def has(self, call: ast.Call) -> bool:
+        """Whether the SDK's decorator is called: `schedule`, `sdk.schedule`, `latticed.sdk.schedule`. Where the name
+        may be of something else: whether it looks like it.
+        """
+        func = call.func
+        if isinstance(func, ast.Name) and func.id in self.names:
+            root = func.id
+        elif isinstance(func, ast.Attribute) and func.attr == NAME and (of := ast.unparse(func.value)) in self.modules:
+            root = of.partition(".")[0]
+        else:
+            return False
+        return root not in self.others or any(one.arg in _TIMES for one in call.keywords)
+
+
+def _imported(tree: ast.Module) -> _Imported:
+    """What a module's names stand for, wherever in it they are bound."""
+    found = _Imported()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module in {SDK, f"{SDK}.{NAME}", "latticed"} and not node.level:
-            wanted, bound = ("sdk", modules) if node.module == "latticed" else (NAME, names)
-            bound |= {one.asname or one.name for one in node.names if one.name == wanted}
-            if node.module != "latticed" and any(one.name == "*" for one in node.names):
-                names.add(NAME)
-        elif isinstance(node, ast.Import):
-            for one in node.names:
-                if one.name == f"{SDK}.{NAME}" and one.asname:
-                    names.add(one.asname)  # the package has the function under the module's name
-                elif one.name == SDK:
-                    modules.add(one.asname or SDK)
-                elif one.name.startswith(f"{SDK}.") and not one.asname:
-                    modules.add(SDK)
-    return names, modules
+        match node:
+            case ast.ImportFrom():
+                for one in node.names:
+                    _from(found, node, one)
+            case ast.Import():
+                for one in node.names:
+                    _import(found, one)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                found.others.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.others.add(name)
+            case _:
+                pass
+    return found
 
 
-def _is_schedule(func: ast.expr, names: set[str], modules: set[str]) -> bool:
-    """Whether what is called is the SDK's decorator: `schedule`, `sdk.schedule`, `latticed.sdk.schedule`."""
-    if isinstance(func, ast.Name):
-        return func.id in names
-    return isinstance(func, ast.Attribute) and func.attr == NAME and ast.unparse(func.value) in modules
+def _from(found: _Imported, node: ast.ImportFrom, one: ast.alias) -> None:
+    """Note one name of `from … import …`."""
+    bound, module = one.asname or one.name, "" if node.level else node.module
+    if module == "latticed" and one.name == "sdk":
+        found.modules.add(bound)
+    elif module in {SDK, f"{SDK}.{NAME}"} and one.name == NAME:
+        found.names.add(bound)
+    elif one.name != "*":
+        found.others.add(bound)
+    elif module in {SDK, f"{SDK}.{NAME}"}:
+        found.names.add(NAME)
+        found.others.add(NAME)
+
+
+def _import(found: _Imported, one: ast.alias) -> None:
+    """Note one name of `import …`."""
+    if one.name == f"{SDK}.{NAME}" and one.asname:
+        found.names.add(one.asname)  # the package has the function under the module's name
+    elif one.name == SDK:
+        found.modules.add(one.asname or SDK)
+    elif one.name.startswith(f"{SDK}.") and not one.asname:
+        found.modules.add(SDK)
+    elif one.asname or one.name.partition(".")[0] != "latticed":
+        found.others.add(one.asname or one.name.partition(".")[0])
 
 
 def _entry(where: str, method: str, call: ast.Call) -> dict[str, Any]:

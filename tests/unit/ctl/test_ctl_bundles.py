@@ -209,6 +209,9 @@ def test_schedule_of_an_action_that_the_code_no_longer_has_is_not_signed(ctl, tm
         "    invoke = print",
         "    def __getattr__(self, name): return print",
         "    pass\n\n\nsetattr(Demo, 'do_' + 'clean_' + 'up', print)",
+        "    pass\n\n\nDemo = type('Demo', (Demo,), {'do_' + one: print for one in ACTIONS})",
+        "    for one in ACTIONS:\n        locals()[f'do_{one}'] = print",
+        "    exec('\\n'.join('do_%s = print' % one for one in ACTIONS))",
     ):
         assert sign(methods).code == 0, methods
     raw = json.loads(before)

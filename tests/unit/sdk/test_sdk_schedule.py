@@ -94,6 +94,25 @@ def test_what_is_none_of_ours_declares_nothing(source):
     assert code_schedules.declared(source.encode()) == []
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from latticed.sdk import *\nfrom apscheduler import schedule\n@schedule('cron')\ndef sweep(): pass\n",
+        "from latticed.sdk import *\ndef schedule(x): return x\nschedule(3)\n",
+        "from latticed.sdk import *\ndef run(plan): return schedule(plan)\n",
+        "from latticed.sdk import schedule\ndef run(schedule): return schedule(1)\n",
+        "from latticed import sdk\nfor sdk in (): sdk.schedule(2)\n",
+    ],
+    ids=["import", "function", "builtin of others", "parameter", "loop"],
+)
+def test_another_thing_of_the_same_name_is_none_of_ours(code):
+    ours = "class A(Plugin):\n    @{}(every_s=60)\n    def do_check(self, p): pass\n"
+    used = "sdk.schedule" if "sdk.schedule" in code else "schedule"
+    source = f"{HEAD}from latticed.sdk import Plugin\n{code}"
+    assert code_schedules.declared(source.encode()) == []
+    assert code_schedules.declared(f"{source}{ours.format(used)}".encode()) == FOUND[:1]
+
+
 def test_modules_of_a_packed_artifact_are_read():
     files = {"__main__.py": b"import shop\n", "shop/disk.py": SOURCE.encode(), "shop/data.bin": b"\xff"}
     assert code_schedules.declared(pack.zipapp(files, interpreter="/usr/bin/env python3")) == FOUND
