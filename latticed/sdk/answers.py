@@ -95,12 +95,25 @@ class AuditQueryAnswer(TypedDict):
 # http, mail, notify
 
 
-class HttpDoAnswer(TypedDict):
-    """What the web server answered; a header has one value, or a list of them."""
+class Redirected(TypedDict):
+    """The request that was answered in the end, where redirects led to another one."""
 
+    method: str
+    url: str
+
+
+class _HttpAnswer(TypedDict):
     status_code: int
     header: dict[str, str | list[str]]
     body_base64: str
+
+
+class HttpDoAnswer(_HttpAnswer, total=False):
+    """What the web server answered; a header has one value, or a list of them. `redirected` is there after redirects:
+    where its method is GET, what was posted has not arrived.
+    """
+
+    redirected: Redirected
 
 
 class MailSendAnswer(Ok):

@@ -15,12 +15,22 @@ if TYPE_CHECKING:
 
 
 class Response:
-    """What a web server answered: `status`, `headers` with names such as `Content-Type`, `body` in bytes, decoded."""
+    """What a web server answered: `status`, `headers` with names such as `Content-Type`, `body` in bytes, decoded.
 
-    def __init__(self, status: int, headers: Mapping[str, str | list[str]], body: bytes) -> None:
+    `redirected`: `method` and `url` of the request that was answered, where redirects led to another one; else None.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Mapping[str, str | list[str]],
+        body: bytes,
+        redirected: answers.Redirected | None = None,
+    ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.redirected = redirected
 
     def header(self, name: str) -> str | None:
         """The (first) value of a header, whatever the case of its name."""
@@ -56,7 +66,8 @@ class Http(Calls):
         A status of 400 or more is no error here. `${secret:NAME}` in url, headers and a `body` of text is filled in by
         the host, if the operator bound NAME to this plugin. `sign`, `{"secret": "${secret:NAME}", "id": …}`, signs it
         as a webhook (docs/operate/egress.md). `service`: a service of the plugin, in whose own network `url` is,
-        `http://127.0.0.1:port/…`.
+        `http://127.0.0.1:port/…`. Redirects with 301, 302 and 303 make GET of a POST, without its body: `redirected`
+        of the answer says so.
 
         Errors: egress_blocked when it may not go there: the host was not granted, its address is private, or a secret
         would go over plain http; service_unavailable when there is no answer; too_large for a body.
@@ -73,7 +84,12 @@ class Http(Calls):
         if body is not None:
             params.update({"body": body} if isinstance(body, str) else {"body_base64": to_base64(body)})
         found: answers.HttpDoAnswer = self._ask("http.do", params)
-        return Response(found["status_code"], found.get("header") or {}, from_base64(found.get("body_base64") or ""))
+        return Response(
+            found["status_code"],
+            found.get("header") or {},
+            from_base64(found.get("body_base64") or ""),
+            found.get("redirected"),
+        )
 
     def get(self, url: str, *, headers: Mapping[str, str] | None = None, service: str | None = None) -> Response:
         """As request, with the method GET (http:egress)."""

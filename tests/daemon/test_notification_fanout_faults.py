@@ -87,6 +87,30 @@ def test_answer_that_is_no_success_is_said_by_notify_test(fanout, answer, outcom
     assert "\x1b" not in ran.stdout
 
 
+def test_message_that_a_redirect_drops_is_kept_and_its_channel_degraded(fanout):
+    """The page behind the redirect answers 200 to a GET without the message."""
+    use(fanout, "webhook")
+
+    def moved(_service, handler):
+        if handler.command == "GET":
+            return 200, {}, b"<html>welcome</html>"
+        return 302, {"Location": "/hook/"}, b""
+
+    fanout.services.instead = moved
+    (item,) = fanout.send({"title": "disk full", "body": "/var", "event": "redirect.test", "severity": "critical"})
+    (row,) = fanout.ended(item)
+    assert (row["status"], row["code"]) == ("failed", "redirected")
+    shown = fanout.daemon.ctl("notify", "list").stdout
+    assert re.search(r"webhook +degraded", shown)
+    assert f"leads to {fanout.services.origin}/hook/" in fanout.channel("webhook")["reason"]
+    fanout.services.instead = lambda _service, _handler: None
+    assert fanout.test("webhook")["outcome"] == "done"
+    assert fanout.daemon.ctl("notify", "retry", item).returncode == 0
+    assert fanout.ended(item)[0]["status"] == "done"
+    taken = [one for one in fanout.services.of("webhook") if one.id == item]
+    assert [(one.title, one.body) for one in taken] == [("disk full", "/var")]
+
+
 def test_answer_of_a_byte_at_a_time_ends_with_the_deadline(fanout):
     use(fanout, "gotify")
 

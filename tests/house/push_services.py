@@ -284,6 +284,8 @@ def serving() -> Iterator[PushServices]:
             self.end_headers()
             self.wfile.write(body)
 
+        do_GET = do_POST
+
         def log_message(self, *_: Any) -> None:
             """Log nothing: what was asked is in `asked`."""
 

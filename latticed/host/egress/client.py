@@ -57,11 +57,12 @@ Sink = Callable[[bytes], Awaitable[None]]
 
 
 class EgressAnswer(Value, frozen=True, kw_only=True):
-    """The last answer, from `target`: canonical header names as in `headers.received`, the decoded body."""
+    """The last answer, to `method` at `target`: canonical header names as in `headers.received`, the decoded body."""
 
     status: int
     header: dict[str, str]
     body: bytes
+    method: str
     target: Target
 
 
@@ -225,7 +226,7 @@ async def _read(answer: aiohttp.ClientResponse, request: EgressRequest, limits: 
     # Repeated fields are one list (RFC 9110, section 5.3); `body.decoded` refuses more than one encoding.
     encoding = ", ".join(answer.headers.getall("Content-Encoding", ()))
     content = body.decoded(bytes(raw), encoding, limit=limits.body_bytes)
-    return EgressAnswer(status=answer.status, header=header, body=content, target=request.target)
+    return EgressAnswer(status=answer.status, header=header, body=content, method=request.method, target=request.target)
 
 
 async def _taken(
@@ -245,7 +246,7 @@ async def _taken(
         if size > limits.body_bytes:
             raise body.too_large(limits.body_bytes)
         await into(part)
-    return EgressAnswer(status=answer.status, header=header, body=b"", target=request.target)
+    return EgressAnswer(status=answer.status, header=header, body=b"", method=request.method, target=request.target)
 
 
 @contextlib.contextmanager

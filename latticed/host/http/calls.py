@@ -123,7 +123,9 @@ class HttpCalls:
             # The message may quote a URL or a header into which secrets have been put.
             raise HostError(error.code, secrets.redact(error.reason), fix=secrets.redact(error.fault.fix)) from error
         # Off the loop: an answer of 256 KiB is searched for each form of each secret.
-        return await asyncio.to_thread(_result, answer, secrets) if uses_secrets else _result(answer, None)
+        if uses_secrets:
+            return await asyncio.to_thread(_result, answer, request, secrets)
+        return _result(answer, request, None)
 
     async def _asked_inside(self, caller: Caller, service: str, request: EgressRequest) -> EgressAnswer:
         """The answer of a service of the caller, in its own network. HostError as `EgressClient.send`."""
@@ -221,9 +223,9 @@ def _body(asked: HttpDo, secrets: PluginSecrets) -> tuple[bytes, bool]:
         raise HostError(Denial.BAD_PARAMS, f"body_base64: expected base64, found {error}") from error
 
 
-def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, Any]:
-    """The answer of http.do; of `secrets` (None: the request held none) what the server echoes is redacted."""
-    header, body = answer.header, answer.body
+def _result(answer: EgressAnswer, request: EgressRequest, secrets: PluginSecrets | None) -> dict[str, Any]:
+    """The answer of http.do to `request`; of `secrets` (None: it held none) what the server echoes is redacted."""
+    header, body, target = answer.header, answer.body, str(answer.target)
     if secrets is not None:
         # All at once, as forms of secrets are made each time. No form has a lone surrogate, and neither has a header.
         # `headers.received` changes the case of names, so a value in one is searched for in any case.
@@ -232,4 +234,10 @@ def _result(answer: EgressAnswer, secrets: PluginSecrets | None) -> dict[str, An
         header = dict(zip(names, found, strict=True)) if header else header
         # surrogateescape: bytes that are not UTF-8 come out as they went in.
         body = secrets.redact(body.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
-    return {"status_code": answer.status, "header": header, "body_base64": base64.b64encode(body).decode("ascii")}
+        target = secrets.redact(target)
+    content = base64.b64encode(body).decode("ascii")
+    result: dict[str, Any] = {"status_code": answer.status, "header": header, "body_base64": content}
+    if (answer.method, answer.target) != (request.method, request.target):
+        # Else a page behind a redirect, which GET asked for, would pass for the answer to a POST.
+        result["redirected"] = {"method": answer.method, "url": target}
+    return result

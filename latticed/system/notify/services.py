@@ -132,9 +132,17 @@ def verdict(channel: Channel, answer: Mapping[str, Any], *, now: datetime) -> tu
     """What the answer of http.do or mail.send means, and its beginning as text."""
     if isinstance(channel, MailChannel):
         return Verdict(outcome="done"), f"the relay took it for {answer.get('recipients')} recipients"
-    status = int(answer["status_code"])
+    status, redirected = int(answer["status_code"]), answer.get("redirected")
     raw = base64.b64decode(answer["body_base64"]).decode("utf-8", "replace")
     shown = f"{status} {render.one_line(raw[:ANSWER_CHARACTERS])}".strip()
+    if redirected is not None and redirected["method"] != "POST":
+        # What answered is a page that GET asked for: its 200 says nothing of the message.
+        key = "url" if hasattr(channel, "url") else "server"
+        reason = (
+            f"the message was lost on a redirect (HTTP made GET of POST): set {key} of the channel to the address that"
+            f" takes it; the redirect leads to {redirected['url'].partition('?')[0]}"
+        )
+        return Verdict(outcome="fail", code="redirected", reason=reason), shown
     plain = _object(raw)
     after_s = _retry_after_s(answer["header"], plain, now)
     found = _of_status(status, shown, after_s)

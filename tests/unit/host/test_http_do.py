@@ -307,6 +307,23 @@ async def test_secrets_are_expanded_in_request_and_redacted_in_response():
         assert result["header"]["X-Echo"] == "Bearer ${secret:TOKEN}"
 
 
+@pytest.mark.parametrize(
+    ("status", "method", "last"),
+    [(301, "POST", "GET"), (302, "POST", "GET"), (303, "PUT", "GET"), (307, "POST", "POST"), (301, "PUT", "PUT")],
+)
+async def test_answer_after_redirects_says_which_request_it_is_the_answer_to(status, method, last):
+    """Else a page behind a redirect passes for the answer to what was posted. Its URL holds no value of a secret."""
+
+    async def moved(request, writer):
+        writer.write(answer(b"page") if request.path.endswith("/") else origins.redirect(f"{request.path}/", status))
+
+    async with bench(moved, secrets_of=BOUND) as it:
+        found = await it.do("/hook-${secret:TOKEN}", method=method, body="a message")
+        assert found["redirected"] == {"method": last, "url": f"{it.url}/hook-${{secret:TOKEN}}/"}
+        assert it.server.seen[-1].method == last
+        assert "redirected" not in await it.do("/hook/", method=method, body="a message")
+
+
 async def test_secret_in_response_header_name_is_redacted():
     """Names are canonicalised (`x-tok3n-abc` to `X-Tok3n-Abc`), so the value is searched in any case."""
 

@@ -306,6 +306,10 @@ def test_http_response_offers_text_json_and_headers():
     plugin.connect(lambda *_: {"status_code": 200, "header": {"a": []}, "body_base64": "eyJhIjoxfQ=="})
     assert plugin.http.get("u").json() == {"a": 1}
     assert plugin.http.get("u").header("a") == "[]"
+    assert plugin.http.get("u").redirected is None
+    moved = {"method": "GET", "url": "http://a.example/"}
+    plugin.connect(lambda *_: {**HTTP, "redirected": moved})
+    assert plugin.http.post("u", "text").redirected == moved
     plugin.connect(lambda *_: HTTP)
     with pytest.raises(ValueError, match="Expecting"):
         plugin.http.get("u").json()

@@ -172,6 +172,25 @@ def test_answer_of_a_service_is_understood(name, said, meant):
     assert shown.startswith(str(said["status_code"]))
 
 
+@pytest.mark.parametrize("name", sorted(HERE.channels()))
+@pytest.mark.parametrize("status", [200, 500])
+def test_page_behind_a_redirect_that_dropped_the_message_is_no_success(name, status):
+    """The message says where the redirect leads, and what to configure."""
+    page = answer(status, {"ok": True, "id": "1", "code": 200}) | {
+        "redirected": {"method": "GET", "url": "https://new.example.org/${secret:HOOK}/?next=%2Fhook"}
+    }
+    found, _ = services.verdict(INTENT.channels[name], page, now=NOW)
+    assert (found.outcome, found.code, found.blames_channel) == ("fail", "redirected", True)
+    assert found.reason.endswith("leads to https://new.example.org/${secret:HOOK}/")
+    key = "url" if "url" in PLAIN["channels"][name] else "server"
+    assert f"set {key} of the channel" in found.reason
+
+
+def test_message_that_a_redirect_has_repeated_is_judged_by_its_answer():
+    said = answer(204) | {"redirected": {"method": "POST", "url": "https://new.example.org/"}}
+    assert services.verdict(INTENT.channels["webhook"], said, now=NOW)[0].outcome == "done"
+
+
 NUMBERS = st.sampled_from(["0", "1", "31", "2026", "9" * 11, "9" * 25, "-1", ""])
 DATES = st.builds("Mon, {} Jan {} {}:{}:{} {}{}".format, *[NUMBERS] * 5, st.sampled_from(["+", "-", "GMT"]), NUMBERS)
 
