@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from latticed.system.notify.check import FIELD
 from latticed.system.notify.intent import SEVERITIES
 
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
 TITLE: Final = 300
 """Characters of a title once its template is filled in."""
 LISTED: Final = 30
-"""Different lines of a digest; the rest is counted."""
+"""Different lines of a digest, and different texts of repeats; the rest is counted."""
+REPEATS_BYTES: Final = 2_200
+"""Of the different texts of repeats together: fits into a message of every service."""
+REPEAT_BYTES: Final = 500
+"""Of each of them."""
 ELLIPSIS: Final = "…"
 _BREAKS: Final = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]+")
 # What Discord reads as markup (support.discord.com, Markdown Text 101); `@` is handled apart.
@@ -39,12 +45,13 @@ class Text:
 def compose(item: NotifyItem, more: Sequence[NotifyItem], rule: NotifyRule, *, host: str) -> Text:
     """The message of one item, of repeats of it, or of different ones together.
 
-    Repeats are as the item with `(×3)`. Of different ones the title says how many, and a line each says what, the most
-    severe first.
+    Repeats are as the item with `(×3)`, and have their different texts, one below the other. Of different ones the
+    title says how many, and a line each says what, the most severe first.
     """
     items = (item, *more)
     severity = max((one.severity for one in items), key=SEVERITIES.index)
     if len({(one.sender, one.event, one.title) for one in items}) == 1:
+        item = msgspec.structs.replace(item, body=_texts(items))
         title = cut(one_line(_filled(rule.title, item, host=host, count=len(items))), TITLE, len) or item.event
         if len(items) > 1:
             title += f" (×{len(items)})"
@@ -115,6 +122,24 @@ def discord(text: str) -> str:
 def literal(text: str) -> str:
     """Text in which the host finds no reference to a secret: a sender must not get at the values of this plugin."""
     return text.replace("${secret:", "$ {secret:")
+
+
+def _texts(items: Sequence[NotifyItem]) -> str:
+    """The different texts of repeats, in their order, and how many more there are; a single one is whole."""
+    texts = list(dict.fromkeys(one.body for one in items if one.body))
+    if len(texts) < 2:
+        return "".join(texts)
+    told: list[str] = []
+    left = REPEATS_BYTES
+    for text in texts[:LISTED]:
+        part = cut(text, REPEAT_BYTES, utf8)
+        left -= utf8(part) + 1
+        if left < 0:
+            break
+        told.append(part)
+    if more := len(texts) - len(told):
+        told.append(f"and {more} more")
+    return "\n".join(told)
 
 
 def _filled(template: str, item: NotifyItem, *, host: str, count: int) -> str:

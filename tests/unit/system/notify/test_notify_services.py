@@ -123,6 +123,36 @@ def test_repeats_and_different_items_become_one_message():
     assert lines[-1] == "and 12 more: latticectl notify list"
 
 
+@pytest.mark.parametrize("name", sorted(HERE.channels()))
+def test_repeats_have_every_different_text_once_in_order(name):
+    """One title for several facts: each of them arrives."""
+    sites = ["mail", "shop", "mail", "wiki"]
+    items = [item(id=f"{n:032x}", body=f"{site}: the certificate ends") for n, site in enumerate(sites)]
+    found = taken(name, message(name, *items).params) if name in CHECKED else None
+    text = render.compose(items[0], items[1:], routing.rule_of(INTENT, items[0], name), host="")
+    assert text.title == "disk full (×4)"
+    assert text.body.splitlines() == [f"{site}: the certificate ends" for site in ("mail", "shop", "wiki")]
+    assert found is None or found.body == text.body
+
+
+@pytest.mark.parametrize("name", CHECKED)
+@pytest.mark.parametrize("body", ["disk {} is full", "{} " + "long " * 2_000, "{} " + "😀\n" * 300])
+def test_repeats_of_many_different_texts_say_how_many_more_there_are(name, body):
+    """So many as fit into a message of every service."""
+    items = [item(id=f"{n:032x}", body=body.format(n)) for n in range(100)]
+    lines = taken(name, message(name, *items).params).body.splitlines()
+    shown = [line.split()[0 if body[0] == "{" else 1] for line in lines if re.match(r"(disk )?\d", line)]
+    assert len(shown) >= 4
+    assert shown == [str(n) for n in range(len(shown))]
+    assert lines[-1] == f"and {100 - len(shown)} more"
+
+
+def test_template_of_repeats_has_their_different_texts_in_the_place_of_one():
+    rule = check.read({**PLAIN, "rules": [{"channels": ["slack"], "body": "on {{host}}: {{body}}!"}]}).rules[0]
+    text = render.compose(item(body="a"), [item(body="b {{host}}"), item(body="")], rule, host="web-1")
+    assert text.body == "on web-1: a\nb {{host}}!"
+
+
 def test_webhook_has_every_item_with_its_id_within_what_a_request_takes():
     items = [item(id=f"{n:032x}", body="x" * 8_192, title="t" * 200) for n in range(100)]
     params = message("webhook", *items).params
