@@ -220,7 +220,9 @@ class _Work:
         if self._rules.tell == "unusual" and not flags:
             return
         about = {"user": short(login.user), "network": network, "method": login.method, "fingerprint": fingerprint}
-        same = f"login {_hash(' '.join((*about.values(), str(marks['outside']))))[:16]}"
+        # Those that are always told begin a run of their own: equal ones that are usual must not use it up.
+        run = (*about.values(), str(marks["outside"]), str(marks["guessed"]))
+        same = f"login {_hash(' '.join(run))[:16]}"
         if not self._is_told(same, entry, at_s, TOLD_EACH, about):
             return
         always = marks["outside"] or marks["guessed"]

@@ -152,6 +152,16 @@ def test_equal_logins_are_told_five_times_and_then_counted():
     assert message.title == "SSH: 95 more logins of alice from 203.0.113.0/24"
 
 
+def test_login_after_failures_is_told_also_where_equal_ones_without_were_told_five_times():
+    usual = [login(after_s=number) for number in range(8)]
+    guesses = [failed(user="alice", address="203.0.113.200", after_s=60 + number) for number in range(5)]
+    events = told(*usual, *guesses, login(address="203.0.113.200", after_s=120), login(user="bob", after_s=900))
+    last = [event for event in events if isinstance(event, LoginTold)][5]
+    assert (last.flags, last.at_s) == (("guessed",), int(BEGIN.timestamp()) + 120)
+    assert render.render(last, UTC).event == "ssh.login.guessed"
+    assert [event.more for event in events if isinstance(event, MoreLogins)] == [3]
+
+
 def test_logins_of_many_users_are_bounded_and_those_against_the_rules_are_not():
     many = [login(user=f"user{number}", after_s=number / 10) for number in range(500)]
     state, events = watch.advance(State(), RULES, many)
