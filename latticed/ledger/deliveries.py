@@ -26,6 +26,8 @@ State = Literal["waiting", "done", "failed"]
 
 LONGEST_HOLD_US: Final = 25 * 3_600 * 1_000_000
 """Longest time that a row is held back. A later `next_at` was written before the clock was set back: it is due now."""
+MOST_WINDOWS: Final = 10_000
+"""The newest ones are kept. A repeat whose window is gone is sent at once."""
 _DUE: Final = "(next_at <= ? OR next_at > ?)"
 """Bound to now and to now plus LONGEST_HOLD_US."""
 
@@ -281,9 +283,14 @@ def trim(tx: Transaction, most: int, *, now_us: int) -> dict[str, int]:
     return found
 
 
-def tidy(tx: Transaction, *, before_us: int) -> None:
-    """Remove windows that were opened before then, and channels that nothing was sent to since."""
-    tx.execute("DELETE FROM delivery_windows WHERE opened_at < ?", (before_us,))
+def tidy(tx: Transaction, *, before_us: int, now_us: int) -> None:
+    """Remove windows that cannot be open or are too many, and channels that nothing was sent to since `before_us`."""
+    # One in the future was opened before the clock was set back.
+    tx.execute(
+        "DELETE FROM delivery_windows WHERE opened_at NOT BETWEEN ? AND ? OR opened_at <="
+        " (SELECT opened_at FROM delivery_windows WHERE opened_at <= ? ORDER BY opened_at DESC LIMIT 1 OFFSET ?)",
+        (now_us - LONGEST_HOLD_US, now_us, now_us, MOST_WINDOWS),
+    )
     tx.execute(
         "DELETE FROM channels WHERE max(last_success, failing_since, told_at) < ?"
         " AND NOT EXISTS (SELECT 1 FROM deliveries WHERE channel = channels.name)",

@@ -129,7 +129,7 @@ class ChannelKeeper:
                 tx.append_audit(_lost("channels", "gave_up", given_up))
             for name, count in deliveries.trim(tx, settings.total_items, now_us=now_us).items():
                 tx.append_audit(_lost(name, "overflow", count))
-            deliveries.tidy(tx, before_us=now_us - max(settings.keep_days, 1) * DAY_US)
+            deliveries.tidy(tx, before_us=now_us - max(settings.keep_days, 1) * DAY_US, now_us=now_us)
 
         await self._ledger.write(change)
 

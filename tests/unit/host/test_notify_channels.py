@@ -232,6 +232,40 @@ async def test_what_waits_too_long_or_is_too_much_fails(ledger, clock):
     assert [(await kept.status(one))[1] for one in items] == ["overflow"] * 2 + ["gave_up"] * 3
 
 
+def windows(kept):
+    return kept.ledger.read(lambda db: db.execute("SELECT count(*) FROM delivery_windows").get)
+
+
+async def test_what_a_sender_of_ever_new_events_leaves_behind_is_bounded(kept, clock):
+    """Each event opens a window. The newest ones stay, and hold repeats back."""
+    opened = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 12000)"
+        " INSERT INTO delivery_windows SELECT 'a', 'acme.demo' || x, ? + x FROM n"
+    )
+    await kept.ledger.write(lambda tx: tx.execute(opened, (clock.wall_us(),)))
+    clock.advance(1)
+    repeat = Planned(channel="a", bundle="acme.demo\nlast", window_us=MINUTE_US)
+    await kept.planned(repeat)
+    await kept.report("a", DONE)
+    await kept.channels.sweep()
+    assert windows(kept) == 10_000
+    await kept.planned(repeat)
+    assert await kept.taken("a") is None, "its window is open"
+
+
+async def test_windows_go_once_none_can_be_open_and_where_the_clock_was_set_back(kept, clock):
+    old, wide = (Planned(channel="a", bundle=name, window_us=deliveries.LONGEST_HOLD_US) for name in ("old", "wide"))
+    await kept.planned(old)
+    clock.advance(24 * 3_600)
+    await kept.planned(wide)
+    clock.advance(2 * 3_600)
+    await kept.channels.sweep()
+    assert windows(kept) == 1
+    clock.advance(-3 * 3_600)
+    await kept.channels.sweep()
+    assert windows(kept) == 0
+
+
 async def test_critical_item_that_fails_lets_others_go_before_it(kept, clock):
     """One that the other side cannot take would keep the channel for itself, for as long as it is tried."""
     poison = await kept.planned("a", severity="critical")
