@@ -1,6 +1,6 @@
-"""A limit on processor time where there is no cgroup: measured, and the child is ended beyond it.
+"""Limits on processor time that are measured; beyond them the child is ended.
 
-With a cgroup the kernel throttles a child; without one it can only be ended.
+Of a child without a cgroup: with one the kernel throttles it. And of any that computes on after an invocation's time.
 """
 
 from __future__ import annotations
@@ -49,3 +49,33 @@ class CpuWatch:
             return
         self._used_s, self._at_s = used_s, now
         self._next = self._loop.call_later(self._window_s, self._look)
+
+
+class OvertimeWatch:
+    """Calls `exceeded()` once when the child and its descendants used more than `most_s` seconds of processor time from
+    now on, unless `over()` is true by then. It ends nothing itself. `close` it before the loop ends.
+    """
+
+    def __init__(self, child: Child, most_s: float, exceeded: Callable[[], None], *, over: Callable[[], bool]) -> None:
+        self._child = child
+        self._most_s = most_s
+        self._exceeded = exceeded
+        self._over = over
+        self._used_s = child.cpu_s
+        self._look_later()
+
+    def close(self) -> None:
+        """Stop measuring; `exceeded` is not called any more."""
+        self._next.cancel()
+
+    def _look_later(self) -> None:
+        self._next = asyncio.get_running_loop().call_later(self._most_s / 2, self._look)
+
+    def _look(self) -> None:
+        """Compare what was used with the limit, unless it is over."""
+        if self._child.exit is not None or self._over():
+            return
+        if self._child.cpu_s - self._used_s > self._most_s:
+            self._exceeded()
+        else:
+            self._look_later()

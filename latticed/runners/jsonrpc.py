@@ -90,6 +90,8 @@ class JsonRpcSession:
 
     `broken(code, reason)` is called at most once, when the plugin sent an invalid message (`message_too_large`,
     `protocol_error`) or left its answers unread for UNREAD_S (`answers_unread`); the session is over then.
+
+    `answers`: how many requests the plugin has answered so far, those that nobody waited for any more too.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class JsonRpcSession:
         self._broken = broken
         self._may_write = may_write
         self._drain = drain
+        self.answers = 0
         self._lines = LineSplitter(max_bytes=MAX_LINE_BYTES)
         self._last_id = 0
         self._waiting: dict[int, asyncio.Future[Any]] = {}  # our requests, by id
@@ -268,6 +271,7 @@ class JsonRpcSession:
         # An answer, which needs a request. Not isinstance: true is an int to Python.
         if type(number) is not int or number not in self._waiting.keys() | self._given_up.keys():
             return False
+        self.answers += 1
         self._given_up.pop(number, None)
         answer = self._waiting.get(number)
         # Given up or cancelled: ignored. Done otherwise: a second answer, which breaks the session.
@@ -283,8 +287,10 @@ class JsonRpcSession:
         if message.method is not None:
             self._call(message, message.method, size)
         elif isinstance(message.id, int) and message.id in self._waiting:
+            self.answers += 1
             self._answer(self._waiting[message.id], message)
         elif isinstance(message.id, int) and message.id in self._given_up:
+            self.answers += 1
             del self._given_up[message.id]
         else:
             found = text.sanitise(str(message.id), 40)

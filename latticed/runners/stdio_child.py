@@ -14,7 +14,7 @@ from latticed.kit.value import Value
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import replies
-from latticed.runners.cpu import CpuWatch
+from latticed.runners.cpu import CpuWatch, OvertimeWatch
 from latticed.runners.jsonrpc import JsonRpcSession
 from latticed.runners.unrepresentable import Unrepresentable
 
@@ -35,13 +35,17 @@ if TYPE_CHECKING:
 PROTOCOL: Final = "latticed-stdio-1"
 HANGUP_S: Final = 1.0
 """How long a child that closed its stdin or stdout may take to exit before that counts as a fault."""
+_OVERTIME: Final = 2
+"""How much more than `computes_s` for each message counts: it does not include what a child's own host takes."""
 
 
 class StdioChildSpec(Value, frozen=True, kw_only=True):
     """What a StdioChild needs. `sandbox` is its confinement for display. `explain` turns an exit into (code, message),
     or None for the default message.
 
-    `cpu_percent` of one core is enforced by `CpuWatch`, if given.
+    `cpu_percent` of one core is enforced by `CpuWatch`, if given. `computes_s`: a child that ends by itself when it
+    computes for longer than that over one message; one that computes far longer after an invocation was over its time,
+    and answers nothing, is ended here.
     """
 
     plugin: PluginToRun
@@ -50,6 +54,7 @@ class StdioChildSpec(Value, frozen=True, kw_only=True):
     stderr: Stderr
     sandbox: str
     cpu_percent: int | None = None
+    computes_s: float | None = None
     explain: Callable[[Exit], tuple[str, str] | None] = lambda _: None
 
 
@@ -102,7 +107,9 @@ class StdioChild:
         self._early = bytearray()  # output that came before `attach`
         self._hanging_up: asyncio.TimerHandle | None = None
         self._invocations = 0
+        self._late_at = -1  # how much it had answered when an invocation was over its time
         self._cpu: CpuWatch | None = None
+        self._overtime: OvertimeWatch | None = None
         self._closing: asyncio.Task[None] | None = None
 
     @property
@@ -145,7 +152,9 @@ class StdioChild:
 
     async def check(self) -> Checkup | None:
         """Ask the plugin by `health`; None while it carries out an invocation. Problem as `JsonRpcSession.ask`."""
-        if self._invocations:  # many plugins do one thing at a time; an invocation that hangs has its own deadline
+        # Many plugins do one thing at a time. Once an invocation was over its time, and nothing was answered since, it
+        # is asked in any case: with one invocation after the other a plugin that hangs would never be.
+        if self._invocations and self._late_at != self.session.answers:
             return None
         try:
             return replies.checkup(await self.session.ask("health", {}))
@@ -164,6 +173,7 @@ class StdioChild:
             async with asyncio.timeout(limits.timeout_s):
                 return replies.reply(await self.session.ask("invoke", {"action": action, "payload": payload}))
         except TimeoutError as error:
+            self._note_late()
             raise replies.too_late(limits.timeout_s, log_waits=self._spec.stderr.waits) from error
         except Problem as problem:
             if problem.code != "plugin_gone":
@@ -219,11 +229,32 @@ class StdioChild:
     async def _end(self) -> None:
         """Release what the daemon holds for it: the processor watch, the timer, the session with its host calls."""
         self._over = True
-        if self._cpu is not None:
-            self._cpu.close()
+        for watch in (self._cpu, self._overtime):
+            if watch is not None:
+                watch.close()
         if self._hanging_up is not None:
             self._hanging_up.cancel()
         await self.session.close()
+
+    def _note_late(self) -> None:
+        """An invocation is over its time: until anything is answered `check` asks in any case, and a child that should
+        have ended by itself is watched.
+        """
+        answers, limit_s = self.session.answers, self._spec.computes_s
+        if self._late_at == answers:  # noted before
+            return
+        self._late_at = answers
+        if limit_s is None or self._child is None or self._over:
+            return
+        if self._overtime is not None:
+            self._overtime.close()
+        reason = f"expected it to be done with a message within {limit_s:g} s, found it still computing"
+        self._overtime = OvertimeWatch(
+            self._child,
+            _OVERTIME * limit_s * self._invocations,  # each message that it reads gives it that time
+            lambda: self._kill("deadline_exceeded", reason),
+            over=lambda: self.session.answers != answers,
+        )
 
     def _kill(self, code: str, reason: str) -> None:
         """End it for the fault (code, reason), unless there is an earlier one."""

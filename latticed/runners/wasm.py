@@ -155,6 +155,7 @@ class WasmRunner:
             stderr=self._outputs.stderr(plugin.id),
             sandbox=child_spawner.reached(chosen, self._spawner.probed),
             cpu_percent=self._spawner.cpu_to_watch(limits),
+            computes_s=invoking.timeout_s,
             explain=last_word.explain,
         )
         return await stdio_child.begin(spec, spawn, on_exit)

@@ -42,10 +42,10 @@ class HostSession:
             elif method == "initialize":
                 self._config = message.get("params", {}).get("config") or {}
                 calls.try_out()  # a module that cannot start fails the plugin's start, not its first invocation
+                self._budget.stop()
                 self._send({"id": number, "result": {}})
             elif method is not None:
                 self._simple(method, number)
-            self._budget.stop()  # answered: nothing is computed until the next request
 
     def ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         """Make one host call: `{"result": …}`, or `{"error": {"code", "message"}}`. Blocks until it is answered.
@@ -71,7 +71,10 @@ class HostSession:
         return {"error": {"code": error.get("data", {}).get("code", "internal"), "message": error.get("message", "")}}
 
     def _invoke(self, calls: GuestCalls, number: Any, params: dict[str, Any]) -> None:
-        """Answer one invocation; an answer of the module that is not usable becomes an error for the host."""
+        """Answer one invocation; an answer of the module that is not usable becomes an error for the host.
+
+        GuestFailed when the module failed, or was too late.
+        """
         request = {"action": params.get("action"), "payload": params.get("payload")}
         if self._config:
             request["config"] = self._config
@@ -79,10 +82,12 @@ class HostSession:
             line = _line({"id": number, "result": calls.invoke(request)})
             if len(line) > _LINE_BYTES:  # the message around it, and escapes, make it longer than the module's answer
                 raise ValueError(f"expected at most {_LINE_BYTES} bytes as JSON, found {len(line)}")
-            _write(line)
         except (ValueError, RecursionError) as error:
             words = f"expected the module to answer with a JSON object, found something else: {error}"
-            self._send({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
+            line = _line({"id": number, "error": {"code": _BAD_REPLY, "message": words[:300]}})
+        # Before it is written, which waits for the host. Raises when the time was over only after wasm had returned.
+        self._budget.stop()
+        _write(line)
 
     def _simple(self, method: str, number: Any) -> None:
         """Answer requests that need no call of the module, such as `health`: a child that answers is healthy."""

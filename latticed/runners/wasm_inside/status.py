@@ -58,6 +58,11 @@ def of_trap(trap: Trap) -> GuestFailed:
     )
 
 
+def too_late() -> GuestFailed:
+    """GuestFailed("deadline_exceeded"), as for a trap of the epoch."""
+    return GuestFailed("deadline_exceeded", _WORDS["deadline_exceeded"])
+
+
 def of_error(error: WasmtimeError, code: str) -> GuestFailed:
     """GuestFailed for an error of wasmtime: `out_of_memory` if it is about memory, else `code`."""
     words = str(error)

@@ -10,11 +10,13 @@ import pytest
 import wasmtime
 
 from latticed.model.errors import Problem
+from latticed.runners import wasm_children
 from latticed.runners.wasm import Caps
 from latticed.runners.wasm_compiler import Bounds
 from tests.house import children, in_process, wasms
 
 FOREVER = "(loop $again (br $again))"
+_A_DAY = {"start_s": 86_400, "message_s": 86_400}
 NO_PLUGIN = {  # refused by the compiler: bytes or text, code, words
     "nothing": (b"", "wasm_invalid", "expected a WebAssembly module"),
     "a script": (b"#!/bin/sh\nexit 0\n", "wasm_invalid", "expected a WebAssembly module"),
@@ -316,6 +318,58 @@ async def test_used_up_fuel_ends_the_wasm_plugin(tmp_path):
         assert failed.value.code == "fuel_exhausted"
         await in_process.until(lambda: bench.exits, "the exit")
         assert bench.exits[0][0] == "fuel_exhausted"
+
+
+LARGE_OR_LOOP = f"""(if (i32.eq (i32.load8_u (i32.add (local.get $at) (i32.const 12))) (i32.const 98)) (then {FOREVER}))
+  (memory.fill (i32.const 65536) (i32.const 120) (i32.const 900000))
+  (memory.copy (i32.const 65536) (i32.const 16) (i32.const 21))
+  (memory.copy (i32.const 965536) (i32.const 37) (i32.const 2))
+  {wasms.packed(65_536, 900_002)}"""  # the action "b" loops, any other gets an answer that no pipe holds
+
+
+async def test_deadline_counts_after_an_answer_that_the_host_read_late(tmp_path):
+    """Waiting for the host uses none of the message's time; what is invoked then is ended in its own."""
+    source = wasms.module(LARGE_OR_LOOP, more=wasms.says(16, '{"ok":true,"result":""}')).replace(
+        '"memory") 2', '"memory") 20'
+    )
+    async with wasms.bench(tmp_path) as bench:
+        instance = await bench.start(source, runtime={"limits": {"invoke_timeout_s": 1}})
+        assert (await instance.invoke("a", {}))["ok"]
+        instance._child.stdout.pause_reading()
+        for _ in range(2):  # the second begins once the first one's time is over
+            with pytest.raises(Problem, match="deadline_exceeded"):
+                await instance.invoke("a", {})
+        instance._child.stdout.resume_reading()
+        with pytest.raises(Problem, match="deadline_exceeded"):
+            await instance.invoke("b", {})
+        await in_process.until(lambda: bench.exits, "the exit")
+        assert [code for code, _ in bench.exits] == ["deadline_exceeded"]
+
+
+async def test_wasm_child_that_does_not_end_a_loop_is_ended_by_the_daemon(tmp_path, monkeypatch):
+    """Its own clock is set to a day here, as if the module had taken over the process."""
+    request = wasm_children.request
+    monkeypatch.setattr(
+        wasm_children,
+        "request",
+        lambda name, orders, **fields: request(name, {**orders, **_A_DAY} if name == "run" else orders, **fields),
+    )
+    async with wasms.bench(tmp_path) as bench:
+        instance = await bench.start(
+            wasms.module(FOREVER + "(i64.const 0)"), runtime={"limits": {"invoke_timeout_s": 1}}
+        )
+        with pytest.raises(Problem, match="deadline_exceeded: expected a reply within 1 s"):
+            await instance.invoke("go", {})
+        waiting = asyncio.create_task(instance.invoke("go", {}))
+        await asyncio.sleep(0)
+        with pytest.raises(Problem):  # not None, as while it is only busy
+            await instance.check()
+        with pytest.raises(Problem, match="deadline_exceeded"):
+            await waiting
+        await in_process.until(lambda: bench.exits, "the exit")
+        assert bench.exits == [
+            ("deadline_exceeded", "expected it to be done with a message within 1 s, found it still computing")
+        ]
 
 
 async def test_alloc_that_makes_a_host_call_is_wasm_trap(tmp_path):

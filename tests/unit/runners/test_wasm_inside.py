@@ -15,7 +15,8 @@ from wasmtime import Engine, Limits, Memory, MemoryType, Store
 from latticed.runners.wasm_inside import engine, polling, wasi
 from latticed.runners.wasm_inside.budget import Budget
 from latticed.runners.wasm_inside.guest import Guest, GuestFault
-from latticed.runners.wasm_inside.status import Exited
+from latticed.runners.wasm_inside.host_session import HostSession
+from latticed.runners.wasm_inside.status import Exited, GuestFailed
 from latticed.runners.wasm_inside.streams import Streams
 from latticed.runners.wasm_inside.wasi import Wasi
 from tests.house import processes
@@ -320,6 +321,37 @@ def test_stopped_budget_never_expires():
     assert not expired.wait(0.1)
     budget.renew(0.02)
     assert expired.soon()
+
+
+@pytest.mark.parametrize("step", ["renew", "stop", "wait"])
+def test_expired_budget_ends_the_module_at_its_next_step(step):
+    """The epoch ends only what is in wasm at that moment: the deadline of a later call is counted from there on."""
+    expired = Expired()
+    budget = Budget(expired.set)
+    budget.renew(0.02)
+    assert expired.soon()
+    with pytest.raises(GuestFailed, match="deadline_exceeded"):
+        {"renew": lambda: budget.renew(9), "stop": budget.stop, "wait": budget.__enter__}[step]()
+
+
+@pytest.mark.parametrize("answer", [{"ok": True}, None], ids=["an answer", "none that can be used"])
+def test_answer_that_is_ready_only_after_the_deadline_is_not_written(answer, monkeypatch):
+    """wasm has returned by then: decoding and encoding take time, too."""
+    expired, written = Expired(), []
+    budget = Budget(expired.set)
+
+    class Slow:
+        def invoke(self, _request):
+            budget.renew(0.02)
+            assert expired.soon()
+            if answer is None:
+                raise ValueError("it is no object")
+            return answer
+
+    monkeypatch.setattr("latticed.runners.wasm_inside.host_session._write", written.append)
+    with pytest.raises(GuestFailed, match="deadline_exceeded"):
+        HostSession(budget)._invoke(Slow(), 1, {})
+    assert written == []
 
 
 def test_code_compiled_without_fuel_does_not_load_in_engine_with_fuel():
