@@ -161,9 +161,8 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
             at = rules.next_try(one.status, one.wanted, now_us=now_us, policy=policy_of(settings))
             if at is not None:
                 paused = self._paused.get((one.plugin_id, one.spec.provider), 0)
-                # A pause of the provider applies to all records of the plugin there: they share the token. Cut to a
-                # day, in case the wall clock was set back since it was noted.
-                one.try_at = max(at, min(paused, now_us + rules.LONGEST_US))
+                # A pause of the provider applies to all records of the plugin there: they share the token.
+                one.try_at = max(at, rules.due_at(paused, now_us))
         # Due: queued if the plugin's rate allows it; the run's end (`_ended`) leads here again.
         if one.try_at is not None and one.try_at <= now_us:
             # 0, and a token is taken; or the seconds until there is one.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SECOND_US: Final = 1_000_000
 LONGEST_S: Final = 86_400
 LONGEST_US: Final = LONGEST_S * SECOND_US
-"""The longest wait. A later time in a row was written before the wall clock was set back, and is cut to this."""
+"""The longest wait. A later time was noted before the wall clock was set back: it is due now (`due_at`)."""
 _MAX_FLAPS: Final = 6
 """The pause between changes is doubled at most this often: 64 times `min_change_s`."""
 _CALM: Final = 4
@@ -90,11 +90,18 @@ def next_try(status: DdnsStatus, wanted: str, *, now_us: int, policy: RetryPolic
     # `next_at` is a backoff after failures, for any address; for a published record the time of its verification, which
     # another address does not wait for.
     waits = status.state == "retrying" or (status.state == "published" and not is_change)
-    at = status.next_at if waits else now_us
+    at = due_at(status.next_at, now_us) if waits else now_us
     if is_change or status.state == "pending":  # something may have to be written
-        at = max(at, earliest_change(status, policy))
-    # Bounded: a time that was computed before the wall clock was set back must not delay the try for years.
-    return min(max(at, now_us), now_us + LONGEST_US)
+        at = max(at, due_at(earliest_change(status, policy), now_us))
+    return at
+
+
+def due_at(noted_us: int, now_us: int) -> int:
+    """A time that was noted, as it counts now: not in the past, and now when it is later than any wait is long.
+
+    It may not be cut to the longest wait: that would move on with each recheck.
+    """
+    return now_us if noted_us > now_us + LONGEST_US else max(noted_us, now_us)
 
 
 def earliest_change(status: DdnsStatus, policy: RetryPolicy) -> int:

@@ -293,6 +293,38 @@ async def test_retry_after_of_provider_delays_all_records_of_the_plugin(here, pr
     assert sorted(provider.tries[2:]) == [(NAME, A), ("other.example.org", A)]
 
 
+@dataclass
+class ClockAhead(ManualClock):
+    """Its wall clock is `ahead_us` ahead of the time that passes."""
+
+    ahead_us: int = 730 * 86_400 * 1_000_000
+
+    def wall_us(self):
+        return self.now_us + self.ahead_us
+
+
+@pytest.mark.parametrize(
+    "first",
+    [None, LATER, UpdateFailed(code="provider_rate_limited", reason="", retry_after_s=900)],
+    ids=["published", "retrying", "paused"],
+)
+async def test_record_follows_its_address_after_the_clock_was_set_back(tmp_path, provider, first):
+    """What was noted while it was years ahead delays nothing."""
+    clock = ClockAhead()
+    provider.next = [first] if first else []
+    async with world(tmp_path, provider, clock=clock) as here:
+        here.interfaces["wan0"] = [A]
+        await here.put("", interface="wan0")
+        await here.pass_s(2, step_s=0.5)
+        assert len(provider.tries) == 1
+        clock.ahead_us = 0
+        here.interfaces["wan0"] = [B]
+        await here.pass_s(200, step_s=0.5)
+        assert (await here.status())["published"] == B
+        await here.pass_s(22_000, step_s=5)
+        assert len(provider.tries) <= 5, "then as usual"
+
+
 # Interfaces.
 
 

@@ -128,6 +128,16 @@ def test_clock_set_back_delays_a_ddns_try_at_most_a_day():
         assert due(how, wanted, T0 - 10**15) <= T0 - 10**15 + LONGEST_US
 
 
+def test_time_noted_before_the_clock_was_set_back_is_due_now():
+    """Cut to a day it would be due only once the clock had caught up: the day begins anew at each look."""
+    ahead = T0 + 730 * LONGEST_US
+    for how in (then(DdnsStatus(), published(A), ahead), then(DdnsStatus(), LATER, ahead)):
+        for wanted in (A, B):
+            assert due(how, wanted) == T0
+    back_a_little = then(DdnsStatus(), LATER, T0 + 60 * SECOND_US)
+    assert due(back_a_little, A) == T0 + 90 * SECOND_US
+
+
 outcomes = st.one_of(
     st.builds(Published, address=st.sampled_from([A, B]), changed=st.booleans()),
     st.builds(
