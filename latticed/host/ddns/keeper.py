@@ -106,13 +106,17 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         """Have records of this name (and type) tried again, as by `put` with `retry`, unless they are published.
         Returns those records; Problem not_found when there is none of that name.
         """
+        return await self._change(plugin_id, lambda: self._retry(plugin_id, name, kind))
+
+    async def _retry(self, plugin_id: str, name: str, kind: str | None) -> list[KeptRecord]:
+        """As `retry`, after earlier changes of this plugin: what it has put or deleted meanwhile stays so."""
         found = [one for one in self.of(plugin_id) if one.name == name and kind in (None, one.spec.type)]
         if not found:
             hint = f"latticectl ddns list {plugin_id}"
             raise Problem("not_found", f"{plugin_id} keeps no such record: {name} {kind or ''}".rstrip(), hint)
         # A published one is left alone: there is nothing to retry, and each try costs one of the plugin's (`TRIES`).
         waiting = [one for one in found if one.status.state != "published"]
-        return [await self.put(plugin_id, one.spec, retry=True) for one in waiting]
+        return [await self._put(plugin_id, one.spec, retry=True) for one in waiting]
 
     async def _put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool) -> KeptRecord:
         """As `put`, after earlier changes of this plugin."""

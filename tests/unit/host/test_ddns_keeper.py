@@ -293,6 +293,30 @@ async def test_retry_after_of_provider_delays_all_records_of_the_plugin(here, pr
     assert sorted(provider.tries[2:]) == [(NAME, A), ("other.example.org", A)]
 
 
+async def test_operators_retry_leaves_what_the_plugin_changes_meanwhile(here, provider):
+    """A put that is being written stays as it was put, what is being deleted stays deleted."""
+    other, gone = "other.example.org", "gone.example.org"
+    provider.next = [DENIED, DENIED, DENIED]
+    for caller, name in ((ONE, NAME), (ONE, other), (TWO, gone)):
+        await here.put(name=name, caller=caller)
+    await here.pass_s(2)
+    await asyncio.gather(here.put(B, ttl=600), here.records.retry(ONE.plugin_id, NAME))
+    found = await here.status(name=NAME)
+    assert (found["address"], found["ttl"]) == (B, 600)
+    refused = await asyncio.gather(
+        here.call("ddns.delete", name=other),
+        here.records.retry(ONE.plugin_id, other),
+        here.records.forget(TWO.plugin_id),
+        here.records.retry(TWO.plugin_id, gone),
+        return_exceptions=True,
+    )
+    assert refused[0] == {"ok": True}
+    assert [getattr(one, "code", None) for one in refused] == [None, "not_found", None, "not_found"]
+    await here.pass_s(200, step_s=0.5)
+    assert [one.name for one in here.ledger.read(rows.load_all)] == [NAME]
+    assert provider.has == {NAME: B}
+
+
 @dataclass
 class ClockAhead(ManualClock):
     """Its wall clock is `ahead_us` ahead of the time that passes."""
