@@ -80,13 +80,14 @@ class Exchange:
             # The answer's signature covers that of the question (RFC 8945, section 5.3), so an old answer does not
             # verify.
             answer = dns.message.from_wire(found, keyring=self._key, request_mac=question.mac)
-        # The server's own TSIG errors (RFC 8945, section 5.2). BADTIME first, as it is a subclass; it is transient,
-        # since clocks are corrected.
+        # The server's own TSIG errors (RFC 8945, section 5.2), which dnspython raises before it verifies anything: such
+        # answers are not signed. BADTIME first, as it is a subclass; clocks are corrected, so it is tried again soon.
         except dns.tsig.PeerBadTime as error:
             raise outcome.transient("clock_differs", "the server's clock and this host's differ (BADTIME)") from error
         except dns.tsig.PeerError as error:
             word = type(error).__name__.removeprefix("Peer").upper()
-            raise outcome.denied("bad_credentials", f"the server does not accept the key ({word})") from error
+            refused = outcome.denied("bad_credentials", f"the server does not accept the key ({word})")
+            raise outcome.unproven(refused) from error
         # The answer does not verify here. Transient: such an answer can be injected on the way, and must not be able to
         # have the record denied for good.
         except (dns.tsig.BadTime, dns.tsig.BadSignature, dns.tsig.BadKey, dns.tsig.BadAlgorithm) as error:
@@ -136,8 +137,8 @@ def of_code(code: str, about: str) -> outcome.ProviderRefused:
 def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
     """The refusal that an unsigned answer gives, or None when the bytes are no DNS header.
 
-    Servers refuse an unknown key or zone without a signature, so an error code is believed: a forged one can only
-    prevent a change. An unsigned success is `not_signed`.
+    Servers refuse an unknown key or zone without a signature, so an error code is told; anyone on the way could send
+    it, so it denies nothing for good. An unsigned success is `not_signed`.
     """
     import dns.rcode
 
@@ -145,7 +146,7 @@ def _unsigned(found: bytes) -> outcome.ProviderRefused | None:
         return None
     # The low four bits of the fourth byte (RFC 1035, section 4.1.1). Not by dnspython: the rest may be malformed.
     code = dns.rcode.to_text(dns.rcode.Rcode(found[3] & 0x0F))
-    return of_code(code, "the request") if code not in {"NOERROR", "NXDOMAIN"} else _not_signed()
+    return outcome.unproven(of_code(code, "the request")) if code not in {"NOERROR", "NXDOMAIN"} else _not_signed()
 
 
 def _not_signed() -> outcome.ProviderRefused:

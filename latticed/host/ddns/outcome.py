@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from latticed.kit.value import Value
 from latticed.model.errors import FaultError
 from latticed.model.fault import Fault
+
+UNPROVEN_S: Final = 3_600.0
+"""What was refused without a valid signature is tried again no sooner, in seconds: usually it is true."""
 
 
 class UpdateJob(Value, frozen=True, kw_only=True):
@@ -32,12 +36,13 @@ class Published(Value, frozen=True, kw_only=True):
 class UpdateFailed(Fault):
     """The address is not known to be published; `code` and `reason` are shown by `ddns.status`.
 
-    `lasting`: the provider refused it, and a retry would not help. `retry_after_s`: the provider's Retry-After, 0
-    without one.
+    `lasting`: the provider refused it, and a retry would not help. `retry_after_s`: the provider's Retry-After, for all
+    records of the plugin there, 0 without one; `again_s`: this record alone is tried again no sooner.
     """
 
     lasting: bool = False
     retry_after_s: float = 0.0
+    again_s: float = 0.0
 
 
 class ProviderRefused(FaultError):
@@ -56,3 +61,10 @@ def denied(code: str, reason: str) -> ProviderRefused:
 def transient(code: str, reason: str, *, retry_after_s: float = 0.0) -> ProviderRefused:
     """The exception for what may work later: it is tried again, after `retry_after_s` at the earliest."""
     return ProviderRefused(UpdateFailed(code, reason, retry_after_s=retry_after_s))
+
+
+def unproven(refused: ProviderRefused) -> ProviderRefused:
+    """A refusal that came without a valid signature: it may be forged, so a denial is only tried again late."""
+    if not refused.fault.lasting:
+        return refused
+    return ProviderRefused(replace(refused.fault, lasting=False, again_s=UNPROVEN_S))

@@ -66,7 +66,7 @@ def after(
         case UpdateFailed():
             # `published` is kept: it is what the provider had when it was last known.
             failures = before.failures + 1
-            delay_s = max(policy.backoff.delay_s(failures, roll), outcome.retry_after_s)
+            delay_s = max(policy.backoff.delay_s(failures, roll), outcome.retry_after_s, outcome.again_s)
             return replace(
                 before,
                 state="denied" if outcome.lasting else "retrying",

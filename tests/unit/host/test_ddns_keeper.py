@@ -115,7 +115,7 @@ class World:
         return [
             (one["code"], one["detail"]["address"], one["detail"]["before"])
             for one in found
-            if one["action"] == "ddns.update"
+            if one.get("action") == "ddns.update"  # not the heads, which are signed in between
         ]
 
 
@@ -315,6 +315,18 @@ async def test_operators_retry_leaves_what_the_plugin_changes_meanwhile(here, pr
     await here.pass_s(200, step_s=0.5)
     assert [one.name for one in here.ledger.read(rows.load_all)] == [NAME]
     assert provider.has == {NAME: B}
+
+
+async def test_unproven_refusal_delays_its_own_record_alone(here, provider):
+    """Anyone on the way could send one for a name: the others at that provider go on."""
+    provider.next = [UpdateFailed(code="refused", reason="r", again_s=3_600)]
+    await here.put()
+    await here.pass_s(1)
+    await here.put(name="other.example.org")
+    await here.pass_s(3_500, step_s=5)
+    assert provider.tries == [(NAME, A), ("other.example.org", A)]
+    await here.pass_s(200, step_s=5)
+    assert (await here.status(name=NAME))["state"] == "published"
 
 
 @dataclass

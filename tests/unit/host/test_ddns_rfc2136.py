@@ -113,19 +113,21 @@ async def test_name_with_several_records_or_an_alias_is_denied_and_unchanged(ser
         ({"name": f"a.b.{ZONE}", "zone": f"b.{ZONE}"}, "not_authoritative"),
     ],
 )
-async def test_each_refusal_of_the_server_is_a_denial_with_its_code(server, fields, code):
-    """It is for a wrong key value, an unknown key or another zone; nothing is written."""
+async def test_each_refusal_of_the_server_has_its_code_and_is_a_denial_if_signed(server, fields, code):
+    """It is for a wrong key value, an unknown key or another zone, which Knot does not sign; nothing is written."""
     name = next(names)
     found = await publish(server.port, **{"name": name, **fields})
     assert isinstance(found, UpdateFailed)
-    assert (found.code, found.lasting) == (code, True)
+    lasting = code == "bad_key" or (server.kind == "bind" and code != "bad_credentials")
+    assert (found.code, found.lasting) == (code, lasting)
     assert server.addresses(name) == []
 
 
-async def test_tsig_key_without_write_access_is_denied(server):
-    """BIND refuses the update, Knot the key; both are denials."""
+async def test_tsig_key_without_write_access_is_refused(server):
+    """BIND refuses the update, which it signs, Knot the key."""
     found = await publish(server.port, next(names), key=OTHER_KEY)
-    assert (found.code, found.lasting) == ({"bind": "refused", "knot": "bad_credentials"}[server.kind], True)
+    expected = {"bind": ("refused", True), "knot": ("bad_credentials", False)}
+    assert (found.code, found.lasting) == expected[server.kind]
 
 
 async def test_servfail_is_transient(server):
@@ -200,13 +202,18 @@ def reply(*, rcode="NOERROR", flags=dns.flags.AA, signed=True, key=None, other_i
     return made
 
 
-def badtime(question, key):
-    """The answer of a server with another clock (RFC 8945, section 5.2.3)."""
-    answer = dns.message.make_response(question)
-    answer.set_rcode(dns.rcode.NOTAUTH)
-    answer.use_tsig(key, tsig_error=dns.rcode.BADTIME, other_data=b"\0\0\0\0\0\1")
-    answer.request_mac = question.mac
-    return answer.to_wire()
+def tsig_error(error):
+    """The answer of a server that does not accept the question's key, signature or time (RFC 8945, section 5.2)."""
+
+    def made(question, key):
+        answer = dns.message.make_response(question)
+        answer.set_rcode(dns.rcode.NOTAUTH)
+        time_of_server = b"\0\0\0\0\0\1" if error == dns.rcode.BADTIME else b""
+        answer.use_tsig(WRONG, tsig_error=error, other_data=time_of_server)
+        answer.request_mac = question.mac
+        return answer.to_wire()
+
+    return made
 
 
 WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
@@ -220,11 +227,14 @@ WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
         ([reply(rcode="NOTAUTH")], "not_authoritative", True),
         ([reply(rcode="NOTIMP")], "not_understood", True),
         ([reply(rcode="BADVERS")], "bad_answer", False),
-        ([reply(rcode="REFUSED", signed=False)], "refused", True),
+        ([reply(rcode="REFUSED", signed=False)], "refused", False),
+        ([reply(rcode="NOTAUTH", signed=False)], "not_authoritative", False),
+        ([tsig_error(dns.rcode.BADKEY)], "bad_credentials", False),
+        ([tsig_error(dns.rcode.BADSIG)], "bad_credentials", False),
         ([reply(rcode="SERVFAIL", signed=False)], "server_failed", False),
         ([reply(signed=False)], "not_signed", False),
         ([reply(key=WRONG)], "bad_signature", False),
-        ([badtime], "clock_differs", False),
+        ([tsig_error(dns.rcode.BADTIME)], "clock_differs", False),
         ([reply(flags=0)], "not_authoritative", True),
         ([reply(other_id=True)], "bad_answer", False),
         ([b"\0"], "bad_answer", False),
@@ -234,7 +244,7 @@ WRONG = dns.tsig.Key(KEY, base64.b64encode(b"w" * 32).decode())
     ],
 )
 async def test_each_bad_answer_to_the_query_gives_its_code(replies, code, lasting):
-    """An unsigned answer never means success; only what a retry cannot change is lasting."""
+    """An unsigned answer never means success, nor a denial; only what a retry cannot change is lasting."""
     async with scripted(*replies) as port:
         found = await publish(port, f"h.{ZONE}")
     assert isinstance(found, UpdateFailed)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latticed.host.ddns import rules
+from latticed.host.ddns import outcome, rules
 from latticed.host.ddns.outcome import Published, UpdateFailed
 from latticed.host.ddns.rules import LONGEST_US, SECOND_US, RetryPolicy, after, next_try, put_again
 from latticed.host.ddns.spec import DdnsSpec
@@ -85,6 +85,14 @@ def test_retry_backoff_doubles_up_to_ceiling():
     assert (fine.failures, fine.code, fine.failed_at, fine.state) == (0, "no_answer", T0, "published")
 
 
+def test_unproven_refusal_is_tried_again_after_an_hour():
+    """It usually is true, and may be forged: neither often nor never."""
+    refused = outcome.unproven(outcome.denied("refused", "r")).fault
+    assert due(then(DdnsStatus(), refused), A) == T0 + 3_600 * SECOND_US
+    soon = outcome.unproven(outcome.transient("server_failed", "r")).fault
+    assert due(then(DdnsStatus(), soon), A) == T0 + 30 * SECOND_US
+
+
 def test_flapping_address_doubles_the_pause_between_changes():
     """The pause is 60 s, doubled up to 3840 s; an address that stays long enough resets it."""
     how, now, holds = then(DdnsStatus(), published(A)), T0, []
@@ -154,9 +162,9 @@ outcomes = st.one_of(
 def test_next_try_stays_within_bounds_after_any_outcomes(story):
     """Denied is never due; nothing is due in the past or later than a day; pauses between changes hold."""
     how, now = DdnsStatus(), T0
-    for outcome, passed_us, roll in story:
+    for result, passed_us, roll in story:
         now += passed_us
-        how = then(how, outcome, now, roll)
+        how = then(how, result, now, roll)
         for wanted in (A, B):
             at = due(how, wanted, now)
             assert (at is None) == (how.state == "denied")
