@@ -94,12 +94,21 @@ class WasmRunner:
             fuel = plugin.manifest.runtime.limits.fuel is not None
             module = Module(fd=copy.fd, sha256=sha256, fuel=fuel, owner=plugin.id)
             code = await self._compiler.code(module, package, chosen, self._outputs.stderr(plugin.id))
+            try:
+                return await self._begin(plugin, gate, _Code(fd=code, package=package), chosen, on_exit)
+            except Problem as problem:
+                # Kept by this daemon, and for another engine all the same: else it would fail each start.
+                if problem.code != "wasm_code":
+                    raise
+            finally:
+                os.close(code)  # the child has its own copy
+            code = await self._compiler.anew(module, package, chosen, self._outputs.stderr(plugin.id))
         finally:
             copy.let_go()  # the module itself: only the compiled code is run
         try:
             return await self._begin(plugin, gate, _Code(fd=code, package=package), chosen, on_exit)
         finally:
-            os.close(code)  # the child has its own copy
+            os.close(code)
 
     def _choose(self, manifest: Manifest) -> Chosen:
         """Level and features for the children of a plugin; Problem protocol_unsupported, sandbox_unavailable."""

@@ -83,8 +83,7 @@ class Cache:
         # Damaged, or not written by this daemon: it would never verify, so it is removed and compiled again.
         if fd is None:
             log.warning("wasm_cache_entry_refused", entry=subject.name[:16])
-            with contextlib.suppress(OSError):
-                path.unlink()
+            self.discard(subject)
             return None
         with contextlib.suppress(OSError):
             # The time of last use, by which `_make_room` chooses what to delete.
@@ -109,6 +108,11 @@ class Cache:
                 with contextlib.suppress(FileNotFoundError):
                     temporary.unlink()
             self._make_room(subject.name)
+
+    def discard(self, subject: Subject) -> None:
+        """Delete the entry, if there is one."""
+        with contextlib.suppress(OSError):
+            (self._directory / subject.name).unlink()
 
     def _verified(self, source: int, subject: Subject) -> int | None:
         """A sealed copy of the code in the entry `source`, or None when it is no file or its MAC is another."""

@@ -77,6 +77,11 @@ class Compiler:
             found = await in_thread(lambda: self._cache.find(self._subject(module, package)), _close)
             return found if found is not None else await self._make(module, package, chosen, stderr)
 
+    async def anew(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
+        """As `code`, without what the cache has: that is deleted."""
+        await in_thread(lambda: self._cache.discard(self._subject(module, package)))
+        return await self.code(module, package, chosen, stderr)
+
     async def _make(self, module: Module, package: Package, chosen: Chosen, stderr: Stderr) -> int:
         """Compile the module and store the code in the cache. Returns the sealed memfd of the code, which the caller
         closes.

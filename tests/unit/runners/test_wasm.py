@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,8 @@ from latticed.model.errors import Problem
 from latticed.model.runtime import Health
 from latticed.runners import wasm_children
 from latticed.runners.wasm import Caps
-from latticed.runners.wasm_compiler import Bounds
+from latticed.runners.wasm_compiler import Bounds, Module
+from latticed.sandbox.artifact import memory
 from tests.house import children, in_process, leftovers, pages, processes, wasms
 
 SAMPLES = pages.CHECKOUT / "plugins-sample"
@@ -184,6 +186,42 @@ async def test_damaged_cache_entry_is_compiled_again(tmp_path):
         assert (await instance.invoke("greet", {}))["ok"]
         assert bench.entries == [entry]
         assert entry.read_bytes() == good
+
+
+async def test_cache_entry_that_does_not_load_is_compiled_again(tmp_path):
+    """It was kept by this daemon, so that it verifies, and is no code of this engine: the same start replaces it."""
+    artifact = (SAMPLES / "hello-wasm/artifact").read_bytes()
+    async with wasms.bench(tmp_path) as bench:
+        await bench.start(artifact)
+        (entry,) = bench.entries
+        good, cache, compiler = entry.read_bytes(), bench.wasm._compiler._cache, bench.wasm._compiler
+        module = Module(fd=-1, sha256=hashlib.sha256(artifact).hexdigest(), fuel=False, owner="acme.demo")
+        fd = memory()
+        os.write(fd, b"code of another engine")
+        os.lseek(fd, 0, os.SEEK_SET)
+        cache.keep(compiler._subject(module, wasm_children.Package.find()), fd)
+        os.close(fd)
+        assert bench.entries == [entry]
+        instance = await bench.start(artifact)
+        assert (await instance.invoke("greet", {}))["ok"]
+        assert entry.read_bytes() == good
+        assert bench.exits == []
+
+
+async def test_code_that_does_not_load_once_compiled_anew_fails_the_start(tmp_path, monkeypatch):
+    """It is tried no third time, and no process is left."""
+    request, made = wasm_children.request, []
+
+    def for_another_engine(name, orders, **fields):
+        made.append(name)
+        return request(name, {**orders, "fuel": 1} if name == "run" else orders, **fields)
+
+    monkeypatch.setattr(wasm_children, "request", for_another_engine)
+    async with wasms.bench(tmp_path) as bench:
+        with pytest.raises(Problem, match="wasm_code"):
+            await bench.start(wasms.module())
+        assert made == ["ahead", "run"] * 2
+        assert not children.descendants(os.getpid())
 
 
 async def test_module_is_compiled_at_each_start_if_cache_is_unwritable(tmp_path):
