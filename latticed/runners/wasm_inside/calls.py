@@ -65,8 +65,7 @@ class GuestCalls:
         self._guest = Guest()
         self._alloc: Func | None = None
         self.ready = False
-        # WASI reactors have it; it is called in each new instance, before anything else (docs/write/wasm.md).
-        self._starts = any(export.name == "_initialize" for export in module.exports)
+        self._starts = any(export.name == engines.INITIALIZE for export in module.exports)
         self._linker = Linker(engine)
         Wasi(self._guest, streams, ("plugin",)).define(self._linker, module)
         kind = FuncType([ValType.i32(), ValType.i32()], [ValType.i64()])
@@ -114,7 +113,7 @@ class GuestCalls:
             self._guest.attach(memory)
             self._alloc = alloc
             if self._starts:
-                start = exports["_initialize"]
+                start = exports[engines.INITIALIZE]
                 assert isinstance(start, Func)  # noqa: S101
                 start(store)
         except Trap as trap:

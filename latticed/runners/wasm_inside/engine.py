@@ -22,6 +22,8 @@ HOST: Final = "latticed"
 CALL: Final = ("i32 i32", "i64")
 """The one import that is not WASI, `latticed.call`, and its type (docs/write/wasm.md)."""
 _CALLS_EXPORTS: Final = {"alloc": ("i32", "i32"), "invoke": ("i32 i32", "i64")}
+INITIALIZE: Final = "_initialize"
+"""An export that WASI reactors have: `calls` calls it in each new instance, before anything else."""
 _OFF: Final = (  # proposals that no plugin needs; they take memory that no limit of a store counts
     "threads memory64 multi_memory gc function_references exceptions custom_page_sizes stack_switching component_model"
     " relaxed_simd wide_arithmetic"
@@ -56,7 +58,7 @@ def abi_of(module: Module) -> Abi:
     docs/write/wasm.md.
 
     GuestFailed when it is no plugin: `wasm_import`, it imports something that is not offered; `wasm_invalid`, it
-    exports neither ABI.
+    exports neither ABI, or what it calls `_initialize` cannot be called.
     """
     exports = {export.name: export for export in module.exports}
     calls = all(_signature(exports.get(name)) == expected for name, expected in _CALLS_EXPORTS.items())
@@ -75,6 +77,8 @@ def abi_of(module: Module) -> Abi:
                 "wasm_import", f"expected {one.module}.{one.name} to be a function {given}, found another type"
             )
     if calls:
+        if INITIALIZE in exports and _signature(exports[INITIALIZE]) != ("", ""):
+            raise GuestFailed("wasm_invalid", f"expected {INITIALIZE} to be a function () -> (), found something else")
         return "calls"
     if _signature(exports.get("_start")) == ("", ""):
         return "command"

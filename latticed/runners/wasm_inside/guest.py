@@ -6,10 +6,10 @@ import ctypes
 import struct
 from typing import TYPE_CHECKING
 
-from wasmtime import Memory
+from wasmtime import Caller, Memory
 
 if TYPE_CHECKING:
-    from wasmtime import Caller, Store
+    from wasmtime import Store
 
     Context = Store | Caller
 
@@ -79,7 +79,7 @@ class Guest:
 
     def _find(self, context: Context) -> Memory:
         """The exported memory of the calling module; GuestFault when it exports none."""
-        found = context["memory"] if hasattr(context, "__getitem__") else None
+        found = context.get("memory") if isinstance(context, Caller) else None
         if not isinstance(found, Memory):
             raise GuestFault("expected the module to export its memory")
         self._memory = found

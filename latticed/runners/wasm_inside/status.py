@@ -74,7 +74,8 @@ def of_error(error: WasmtimeError, code: str) -> GuestFailed:
 def end(code: str, message: str) -> NoReturn:
     """Write the report `{"code", "message"}` and exit at once with EXIT_STATUS; the message becomes one short line."""
     words = " ".join(message.split())[:_MESSAGE_CHARACTERS]
-    os.write(STATUS, json.dumps({"code": code, "message": words}).encode())
+    # Not as ASCII: in that, the names of a module could make it longer than what is read of it.
+    os.write(STATUS, json.dumps({"code": code, "message": words}, ensure_ascii=False).encode())
     os._exit(EXIT_STATUS)
 
 

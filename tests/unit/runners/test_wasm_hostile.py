@@ -65,6 +65,21 @@ NO_PLUGIN = {  # refused by the compiler: bytes or text, code, words
         "wasm_import",
         "found another type",
     ),
+    "an import whose name is long in bytes": (
+        wasms.command("", imports=f'(import "{chr(0x1F600) * 400}" "x" (func))'),
+        "wasm_import",
+        "found .",
+    ),
+    "a reactor's start that is no function": (
+        wasms.module(more='(global (export "_initialize") i32 (i32.const 0))'),
+        "wasm_invalid",
+        "_initialize to be a function",
+    ),
+    "a reactor's start with an argument": (
+        wasms.module(more='(func (export "_initialize") (param i32))'),
+        "wasm_invalid",
+        "_initialize to be a function",
+    ),
     "threads": (
         '(module (memory (export "memory") 1 1 shared) (func (export "_start")))',
         "wasm_invalid",
@@ -108,6 +123,13 @@ AT_START = {  # ends before it has answered `initialize`: text, code, words
         wasms.command("(call $proc_exit (i32.const 7))", imports=wasms.wasi("proc_exit", "i32", "")),
         "exited",
         "exited 7",
+    ),
+    "a command that has no memory to write from": (  # errno 21: fault
+        f"""(module {wasms.wasi("fd_write", "i32 i32 i32 i32")} (func (export "_start")
+          (call $fd_write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 0))
+          (if (i32.ne (i32.const 21)) (then unreachable))))""",
+        "exited",
+        "exited 0",
     ),
     "an end in the small way": (
         wasms.module(
