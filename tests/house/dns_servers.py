@@ -34,9 +34,13 @@ $TTL 300
 @ IN NS ns
 ns IN A 192.0.2.53
 alias IN CNAME ns
+away IN CNAME elsewhere.example.net.
 several 300 IN A 198.51.100.1
 several 300 IN A 198.51.100.2
 *.wild 300 IN A 198.51.100.9
+*.many 300 IN A 198.51.100.7
+*.many 300 IN A 198.51.100.8
+*.aliases 300 IN CNAME elsewhere.example.net.
 """
 
 # The second key may read and not write.

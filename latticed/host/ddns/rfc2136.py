@@ -55,13 +55,9 @@ async def _publish(server: Exchange, job: UpdateJob) -> Published:
     found, zone = await _read(server, job)
     if _is_equal(found, job):
         return Published(address=job.address, changed=False)
-    # Several addresses may be there on purpose (round robin); an update would replace them all.
-    if found is not None and len(found) > 1:
-        raise outcome.denied(
-            "several_records",
-            f"expected at most one {job.type} record of {job.name}, found {len(found)}: delete what is not wanted",
-        )
     answer = await server.ask(_update(job, zone, found))
+    if found is not None and _is_kept(found) and answer.rcode() == dns.rcode.YXRRSET:
+        raise _denied(job, found)
     if (
         found is not None and answer.rcode() == dns.rcode.NXRRSET
     ):  # what was read came from a wildcard, or has been deleted since
@@ -78,7 +74,8 @@ def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) 
     """The message that replaces what was found (None: nothing) by the job's address and TTL.
 
     It holds on condition that what was found is still there (RFC 2136, section 2.4): a change that was made meanwhile
-    is not overwritten, and the server answers NXRRSET or YXRRSET.
+    is not overwritten, and the server answers NXRRSET or YXRRSET. What is to be kept must not be there: then it came
+    from a wildcard, and the name gets a record of its own.
     """
     import dns.name
     import dns.rdatatype
@@ -88,6 +85,8 @@ def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) 
     update = dns.update.UpdateMessage(zone)
     if found is None:
         update.absent(name, kind)
+    elif _is_kept(found):
+        update.absent(name, found.rdtype)
     else:
         update.present(name, *found)
     # `replace`: the old records of that name and type go, in the same update.
@@ -96,9 +95,9 @@ def _update(job: UpdateJob, zone: dns.name.Name, found: dns.rrset.RRset | None) 
 
 
 async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | None, dns.name.Name]:
-    """(what the server has under that name and type, or None; the zone that the name lies in).
+    """(what the server has under that name and type, the alias if it is one, or None; the zone that the name lies in).
 
-    ProviderRefused when it has no authority, the name is an alias, or the code is no success.
+    ProviderRefused when it has no authority, or the code is no success.
     """
     import dns.flags
     import dns.message
@@ -115,12 +114,12 @@ async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | Non
     # Without authority the answer may come from a cache, and updates would not be taken.
     if not answer.flags & dns.flags.AA:
         raise outcome.denied("not_authoritative", f"the server has no authority for {job.name}")
-    # An address beside a CNAME is not allowed (RFC 1034, section 3.6.2), and a server ignores such an update.
-    if any(one.rdtype == dns.rdatatype.CNAME and one.name == name for one in answer.answer):
-        raise outcome.denied("is_alias", f"{job.name} is an alias (CNAME), which has no addresses of its own")
-    found = answer.get_rrset(answer.answer, name, dns.rdataclass.IN, kind)
-    zone = dns.name.from_text(job.zone) if job.zone else await _zone(server, job, name)
-    return found, zone
+    alias = answer.get_rrset(answer.answer, name, dns.rdataclass.IN, dns.rdatatype.CNAME)
+    found = alias or answer.get_rrset(answer.answer, name, dns.rdataclass.IN, kind)
+    if job.zone:
+        return found, dns.name.from_text(job.zone)
+    # Of an alias the server tells the zone of its target, or none; it has the one of the name above it.
+    return found, await _zone(server, job, name if alias is None else name.parent())
 
 
 async def _zone(server: Exchange, job: UpdateJob, name: dns.name.Name) -> dns.name.Name:
@@ -141,6 +140,23 @@ async def _zone(server: Exchange, job: UpdateJob, name: dns.name.Name) -> dns.na
         if one.rdtype == dns.rdatatype.SOA and name.is_subdomain(one.name) and answer.flags & dns.flags.AA:
             return one.name
     raise outcome.denied("no_zone", f"expected the server to know the zone of {job.name}")
+
+
+def _is_kept(found: dns.rrset.RRset) -> bool:
+    """Whether no update may change it: several addresses may be there on purpose (round robin), and beside an alias
+    there are none (RFC 1034, section 3.6.2).
+    """
+    import dns.rdatatype
+
+    return len(found) > 1 or found.rdtype == dns.rdatatype.CNAME
+
+
+def _denied(job: UpdateJob, found: dns.rrset.RRset) -> outcome.ProviderRefused:
+    """The refusal to change what `_is_kept`."""
+    if len(found) > 1:
+        words = f"expected at most one {job.type} record of {job.name}, found {len(found)}: delete what is not wanted"
+        return outcome.denied("several_records", words)
+    return outcome.denied("is_alias", f"{job.name} is an alias (CNAME), which has no addresses of its own")
 
 
 def _is_equal(found: dns.rrset.RRset | None, job: UpdateJob) -> bool:

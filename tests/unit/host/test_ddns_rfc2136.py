@@ -92,13 +92,24 @@ async def test_name_matched_by_wildcard_gets_its_own_record(server):
     assert server.addresses(f"two.wild.{ZONE}") == [("198.51.100.9", 300)]
 
 
+async def test_name_matched_by_wildcard_of_several_addresses_or_an_alias_gets_its_own_record(server):
+    """What the wildcard has is no record of the name, so nothing has to be deleted for it."""
+    assert await publish(server.port, f"one.many.{ZONE}") == Published(address=A, changed=True)
+    assert server.addresses(f"one.many.{ZONE}") == [(A, 300)]
+    assert server.addresses(f"two.many.{ZONE}") == [("198.51.100.7", 300), ("198.51.100.8", 300)]
+    assert await publish(server.port, f"one.aliases.{ZONE}") == Published(address=A, changed=True)
+    assert server.addresses(f"one.aliases.{ZONE}") == [(A, 300)]
+    assert await publish(server.port, f"one.aliases.{ZONE}", B) == Published(address=B, changed=True)
+
+
 async def test_name_with_several_records_or_an_alias_is_denied_and_unchanged(server):
     """They may be somebody else's."""
     found = await publish(server.port, f"several.{ZONE}")
     assert (found.code, found.lasting) == ("several_records", True)
     assert server.addresses(f"several.{ZONE}") == [("198.51.100.1", 300), ("198.51.100.2", 300)]
-    found = await publish(server.port, f"alias.{ZONE}")
-    assert (found.code, found.lasting) == ("is_alias", True)
+    for name in (f"alias.{ZONE}", f"away.{ZONE}"):
+        found = await publish(server.port, name)
+        assert (found.code, found.lasting) == ("is_alias", True)
 
 
 @pytest.mark.parametrize(
