@@ -62,6 +62,7 @@ class GuestCalls:
         self._engine = engine
         self._fresh = fresh
         self._ask = ask
+        self._streams = streams
         self._guest = Guest()
         self._alloc: Func | None = None
         self.ready = False
@@ -103,6 +104,7 @@ class GuestCalls:
         """Start an instance in `store` and return its `invoke`; GuestFailed when it cannot be started."""
         self._fresh(store)
         self._guest.detach()  # the memory of the last call is gone
+        self._streams.reopen()  # that one's calls of fd_close were about itself
         try:
             exports = self._instance.instantiate(store).exports(store)
             memory, alloc, invoke = exports["memory"], exports["alloc"], exports["invoke"]

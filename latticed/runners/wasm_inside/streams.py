@@ -27,6 +27,7 @@ class Streams:
     def __init__(self, budget: Budget, renew: Callable[[], None], fds: Mapping[int, int]) -> None:
         self._budget = budget
         self._renew = renew
+        self._fds = dict(fds)
         self._open = dict(fds)
         self._rest = memoryview(b"")
         self._between = True  # what was given to the module so far ended with a newline
@@ -41,6 +42,10 @@ class Streams:
     def close(self, fd: int) -> bool:
         """Forget `fd` and return whether it was open; the process's own descriptor stays open."""
         return self._open.pop(fd, None) is not None
+
+    def reopen(self) -> None:
+        """All are open again, for another instance of the module."""
+        self._open = dict(self._fds)
 
     @property
     def buffered(self) -> int:

@@ -91,6 +91,22 @@ async def test_each_invocation_of_function_module_has_fresh_memory(tmp_path):
         assert [(await instance.invoke("count", {}))["result"] for _ in range(3)] == [1, 1, 1]
 
 
+async def test_stderr_that_one_invocation_closes_is_open_in_the_next(tmp_path):
+    """The answer is the errno of a write to it, made before it is closed."""
+    text = '{"ok":true,"result":0}'
+    at = 64 + text.index("0")
+    body = f"""(i32.store8 (i32.const {at}) (i32.add (i32.const 48)
+        (call $fd_write (i32.const 2) (i32.const 0) (i32.const 1) (i32.const 8))))
+      (drop (call $fd_close (i32.const 2))) {wasms.packed(64, len(text))}"""
+    more = f'(data (i32.const 0) "\\10\\00\\00\\00\\04\\00\\00\\00") {wasms.says(16, "log.")} {wasms.says(64, text)}'
+    imports = wasms.wasi("fd_write", "i32 i32 i32 i32") + wasms.wasi("fd_close", "i32")
+    async with wasms.bench(tmp_path) as bench:
+        instance = await bench.start(wasms.module(body, more=more, imports=imports))
+        assert [(await instance.invoke("any", {}))["result"] for _ in range(3)] == [0, 0, 0]
+        await instance.stop(5)
+        assert "".join(bench.lines) == "log." * 3
+
+
 async def test_function_module_may_use_wasi_at_start(tmp_path):
     """Its start function and `_initialize` run for each invocation: stderr is the log, stdout is closed."""
     write = "(call $fd_write (i32.const {fd}) (i32.const 0) (i32.const 1) (i32.const 8))"
