@@ -45,7 +45,7 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
             )
         case "retry_dns":
             name = one(form, "name")
-            return ActRequest("POST", ("ddns", plugin_id, name, "retry"), {}, f"the records of {name} are tried now")
+            return ActRequest("POST", ("ddns", plugin_id, name, "retry"), {}, f"the records of {name} are tried again")
         case "upgrade":
             body = {**_accepted(form), **_shown(form)}
             return ActRequest("POST", (*here, act), body, f"{plugin_id} takes its new version")

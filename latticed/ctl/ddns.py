@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, delegated, replies
+from latticed.ctl import ask, delegated, replies, times
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Column
@@ -17,6 +17,8 @@ EXAMPLES: Final = examples(
     "latticectl ddns list acme.home",
     "latticectl ddns retry acme.home home.example.org      # once what it was denied for is mended",
 )
+_AT_ONCE_S: Final = 2.0
+"""A try that is due so soon, in seconds, is one of now: asking the daemon takes time."""
 _LIST: Final = delegated.DelegatedList(
     path="ddns",
     member="records",
@@ -40,7 +42,7 @@ _LIST: Final = delegated.DelegatedList(
 def arguments(parser: Parser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _LIST.add(actions)
-    summary = "have records that are not published tried again now, denied ones too"
+    summary = "have records that are not published tried again as soon as may be, denied ones too"
     again = actions.add_parser("retry", help=summary, description=summary)
     again.add_argument("id", metavar="ID", help="the plugin's id")
     again.add_argument("name", metavar="NAME", help="the record's name")
@@ -61,8 +63,20 @@ def run(session: CtlSession) -> int:
         screen.json(plain)
         return ExitCode.OK
     for row in rows:
-        resting = "once its plugin may act" if row.get("resting") else "now"
-        screen.line(delegated.text(row, "name"), delegated.text(row, "type"), f"is tried again {resting}")
-    if not rows:
+        screen.line(delegated.text(row, "name"), delegated.text(row, "type"), _outlook(session, row))
+    if not rows:  # a daemon that names only what is tried again
         screen.line(args.name, "is published already")
     return ExitCode.OK
+
+
+def _outlook(session: CtlSession, row: dict[str, Any]) -> str:
+    """What becomes of a record after `retry`."""
+    if row.get("state") == "published":
+        return "is published already"
+    if row.get("resting"):
+        return "is tried again once its plugin may act"
+    if row.get("state") == "no_address":
+        return "has no address (no_address): it is tried once it has one"
+    due = delegated.text(row, "next_try")
+    later = due and times.is_later(due, session.screen.now_s + _AT_ONCE_S)
+    return f"is tried again {session.screen.when(due) if later else 'now'}"

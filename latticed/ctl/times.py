@@ -36,6 +36,14 @@ def relative(text: str, now_s: float) -> str:
     return f"{_amount(behind_s)} ago" if behind_s >= 0 else f"in {_amount(-behind_s)}"
 
 
+def is_later(text: str, than_s: float) -> bool:
+    """Whether an RFC 3339 time is after `than_s` (seconds since the epoch); False for text that is no time."""
+    try:
+        return _parse(text).timestamp() > than_s
+    except ValueError:
+        return False
+
+
 def absolute(text: str) -> str:
     """An RFC 3339 time without its fraction, in UTC: `2026-01-31T08:00:00Z`.
 

@@ -75,7 +75,7 @@ class DdnsPage(TypedDict):
 
 
 class DdnsRetried(TypedDict):
-    """The records that are tried again: none when all of that name are published."""
+    """The records of that name: those that are not published are tried again, at `next_try`."""
 
     records: list[DdnsRow]
 
@@ -193,7 +193,7 @@ async def ddns(ask: Ask) -> DdnsPage:
 
 
 async def retry_ddns(ask: Ask) -> DdnsRetried:
-    """Try the records of this name that are not published again now, one that the provider refused too."""
+    """Try the records of this name that are not published again as soon as may be, those that were refused too."""
     kind = (await ask.body(Retry)).type
     plugin_id = known(ask)
     try:

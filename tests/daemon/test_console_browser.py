@@ -378,7 +378,7 @@ async def what_a_plugin_keeps_going_is_shown_as_it_is(seen: Open) -> None:
     assert "refused" in faults["shut"]
 
     before = record["last_error"]["at"]
-    assert f"the records of {RECORD} are tried now" in await seen.press(path, f"Try {RECORD} now")
+    assert f"the records of {RECORD} are tried again" in await seen.press(path, f"Try {RECORD} now")
     daemon.until(lambda: rows("records")[0]["last_error"]["at"] > before, "another try")
     (event,) = daemon.events(action="ddns.retry", target=KEEPER_ID)
     assert (event["decision"], event["detail"]["name"]) == ("allow", RECORD)

@@ -104,7 +104,7 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
 
     async def retry(self, plugin_id: str, name: str, kind: str | None = None) -> list[KeptRecord]:
         """Have records of this name (and type) tried again, as by `put` with `retry`, unless they are published.
-        Returns those records; Problem not_found when there is none of that name.
+        Returns all of that name, with what they are to have and when they are tried; Problem not_found without any.
         """
         return await self._change(plugin_id, lambda: self._retry(plugin_id, name, kind))
 
@@ -114,9 +114,17 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         if not found:
             hint = f"latticectl ddns list {plugin_id}"
             raise Problem("not_found", f"{plugin_id} keeps no such record: {name} {kind or ''}".rstrip(), hint)
+        return [await self._again(one) for one in found]
+
+    async def _again(self, one: KeptRecord) -> KeptRecord:
+        """The record as it is once it was put again, or itself."""
         # A published one is left alone: there is nothing to retry, and each try costs one of the plugin's (`TRIES`).
-        waiting = [one for one in found if one.status.state != "published"]
-        return [await self._put(plugin_id, one.spec, retry=True) for one in waiting]
+        if one.status.state == "published":
+            return one
+        after = await self._put(one.plugin_id, one.spec, retry=True)
+        with contextlib.suppress(OSError):  # the interfaces cannot be read now: `_due` says so
+            self._look(after, self._clock.wall_us())
+        return after
 
     async def _put(self, plugin_id: str, spec: DdnsSpec, *, retry: bool) -> KeptRecord:
         """As `put`, after earlier changes of this plugin."""
@@ -158,15 +166,8 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
         """
         if one.gone or one.busy:
             return
-        settings, now_us = self.settings, self._clock.wall_us()
-        # Even for a plugin that may not act, since `ddns.status` shows the address.
-        one.wanted, one.try_at = self._wanted(one, settings), None
-        if one.wanted and not self.resting(one.plugin_id):
-            at = rules.next_try(one.status, one.wanted, now_us=now_us, policy=policy_of(settings))
-            if at is not None:
-                paused = self._paused.get((one.plugin_id, one.spec.provider), 0)
-                # A pause of the provider applies to all records of the plugin there: they share the token.
-                one.try_at = max(at, rules.due_at(paused, now_us))
+        now_us = self._clock.wall_us()
+        self._look(one, now_us)
         # Due: queued if the plugin's rate allows it; the run's end (`_ended`) leads here again.
         if one.try_at is not None and one.try_at <= now_us:
             # 0, and a token is taken; or the seconds until there is one.
@@ -175,12 +176,23 @@ class DdnsKeeper(ScheduledKeeper[KeptRecord]):
                 self._enqueue(one)
                 return
             one.try_at = now_us + round(wait_s * rules.SECOND_US)
-        again_s = settings.poll_s
+        again_s = self.settings.poll_s
         # At the latest at the next try. More often than that, because addresses of interfaces are not announced (no
         # netlink), but polled.
         if one.try_at is not None:
             again_s = min(again_s, (one.try_at - now_us) / rules.SECOND_US)
         self._schedule(one, again_s)
+
+    def _look(self, one: KeptRecord, now_us: int) -> None:
+        """Find the address to publish, and when a try is due. OSError when the interfaces cannot be read."""
+        # Even for a plugin that may not act, since `ddns.status` shows the address.
+        one.wanted, one.try_at = self._wanted(one, self.settings), None
+        if one.wanted and not self.resting(one.plugin_id):
+            at = rules.next_try(one.status, one.wanted, now_us=now_us, policy=policy_of(self.settings))
+            if at is not None:
+                paused = self._paused.get((one.plugin_id, one.spec.provider), 0)
+                # A pause of the provider applies to all records of the plugin there: they share the token.
+                one.try_at = max(at, rules.due_at(paused, now_us))
 
     def _ended(self, one: KeptRecord) -> None:
         """After each try: the same as a recheck, as it finds when the next try is due."""

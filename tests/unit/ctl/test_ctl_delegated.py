@@ -85,14 +85,24 @@ def test_list_follows_pages_until_the_last(ctl, api):
 
 
 def test_ddns_retry_prints_the_retried_records(ctl, api):
-    """If all of them are published already, it prints that instead."""
+    """With when that is; of those that are not, it prints why."""
     url = "POST ddns/acme.home/home.example.org/retry"
     api.override[url] = (200, {"records": [{**DDNS, "state": "pending"}]})
     assert ctl("ddns", "retry", "acme.home", "home.example.org").out == "home.example.org A is tried again now\n"
     assert json.loads(api.bodies[-1]) == {}
+    api.override[url] = (200, {"records": [{**DDNS, "state": "pending", "next_try": "2025-01-31T08:00:01.5Z"}]})
+    assert ctl("ddns", "retry", "acme.home", "home.example.org").out == "home.example.org A is tried again now\n"
     api.override[url] = (200, {"records": [{**DDNS, "resting": True}]})
     assert "once its plugin may act" in ctl("ddns", "retry", "acme.home", "home.example.org", "--type", "A").out
     assert json.loads(api.bodies[-1]) == {"type": "A"}
+    shown = {
+        "is tried again 2099-01-31T08:00:00Z": {"state": "pending", "next_try": "2099-01-31T08:00:00.5Z"},
+        "has no address (no_address): it is tried once it has one": {"state": "no_address"},
+        "is published already": {"state": "published", "next_try": "2099-01-31T08:00:00.5Z"},
+    }
+    api.override[url] = (200, {"records": [{**DDNS, **row} for row in shown.values()]})
+    ran = ctl("ddns", "retry", "acme.home", "home.example.org", "--abs-time")
+    assert ran.out.splitlines() == [f"home.example.org A {words}" for words in shown]
     api.override[url] = (200, {"records": []})
     ran = ctl("ddns", "retry", "acme.home", "home.example.org")
     assert (ran.code, ran.out) == (0, "home.example.org is published already\n")

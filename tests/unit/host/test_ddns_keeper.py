@@ -317,6 +317,33 @@ async def test_operators_retry_leaves_what_the_plugin_changes_meanwhile(here, pr
     assert provider.has == {NAME: B}
 
 
+async def test_operators_retry_says_when_each_record_is_tried(here, provider):
+    """Within a Retry-After that is its end; what has no address, or is published, is not tried."""
+    here.interfaces["wan0"] = [A]
+    gone, done = "gone.example.org", "done.example.org"
+    await here.put("", name=gone, interface="wan0")
+    await here.put(name=done)
+    await here.pass_s(1)
+    here.interfaces["wan0"] = []
+    await here.pass_s(100, step_s=0.5)
+    provider.next = [UpdateFailed(code="provider_rate_limited", reason="", retry_after_s=900)]
+    await here.put()
+    await here.pass_s(1)
+    tried = len(provider.tries)
+    (paused,) = await here.records.retry(ONE.plugin_id, NAME)
+    assert paused.view()["state"] == "pending"
+    assert 895 <= (paused.try_at - here.clock.wall_us()) / 1_000_000 <= 900
+    states = [(await here.records.retry(ONE.plugin_id, name))[0].view()["state"] for name in (gone, done)]
+    assert states == ["no_address", "published"]
+    await here.put("", name="new.example.org", interface="wan0")
+    (new,) = await here.records.retry(ONE.plugin_id, "new.example.org")
+    assert (new.view()["state"], new.try_at) == ("no_address", None)
+    await here.pass_s(890, step_s=5)
+    assert len(provider.tries) == tried
+    await here.pass_s(20)
+    assert (await here.status(name=NAME))["state"] == "published"
+
+
 async def test_unproven_refusal_delays_its_own_record_alone(here, provider):
     """Anyone on the way could send one for a name: the others at that provider go on."""
     provider.next = [UpdateFailed(code="refused", reason="r", again_s=3_600)]
