@@ -350,9 +350,11 @@ def test_earlier_version_is_refused_and_the_way_out_works(upgraded):
     machine.check("latticectl", "health", "--check")
     _until_active(machine)
     way_out = refused.stdout.partition("go back to the state")[2]
-    stop, move, copy, again, accept, start = re.findall(r"^  (\w.*?)\r?$", way_out, re.MULTILINE)[:6]
-    assert [one.split()[0] for one in (stop, move, copy)] == ["systemctl", "mv", "cp"]
-    _type(machine, f"{stop}\n{move}\n{copy}\n{attempt}")
+    back, _, accepting = way_out.partition("then install this version again")
+    commands = re.findall(r"^  (\w.*?)\r?$", back, re.MULTILINE)
+    assert [one.split()[0] for one in commands[:3]] == ["systemctl", "mv", "cp"]
+    _type(machine, "\n".join([*commands, attempt]))
+    again, accept, start = re.findall(r"^  (\w.*?)\r?$", accepting, re.MULTILINE)[:3]
     assert "~git" in _version(machine)
     # The journal may know the newer state, or not have told it in time; accepting it does no harm then.
     ended = "until latticectl status >/dev/null 2>&1; do sleep 0.5; done; kill -INT $!; wait $!"

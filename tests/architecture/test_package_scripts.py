@@ -1,0 +1,248 @@
+"""The maintainer scripts of the Debian package (packaging/debian), run as they are with a root of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latticed.fleet.controller import database
+from latticed.ledger import migrations
+from tests.house import pages
+
+SCRIPTS = pages.CHECKOUT / "packaging/debian"
+NOW = {"SCHEMA": len(migrations.MIGRATIONS), "CONTROLLER": len(database.MIGRATIONS)}
+LEDGER = """
+import os, signal, sys
+from pathlib import Path
+from latticed.ledger import connection, migrations
+path, steps, ends = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+migrations.migrate.__kwdefaults__["steps"] = migrations.MIGRATIONS[:steps]
+opened = connection.open_writer(path)
+if ends == "closed":
+    opened.close()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+"""`python -c LEDGER PATH STEPS closed|killed`: a daemon's ledger that has taken so many migrations."""
+
+
+class Root:
+    """A directory that the scripts take for `/`; the programs of the system that they call are those of `answers`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state, self.copies = path / "var/lib/latticed", path / "var/backups/latticed"
+        self.controller = path / "var/lib/latticed-controller"
+        for name in ("systemctl", "deb-systemd-invoke", "getent", "userdel"):
+            self.answers(name, "exit 1")
+
+    def answers(self, program: str, script: str) -> None:
+        """What that program is from now on."""
+        stub = self.path / "stubs" / program
+        stub.parent.mkdir(parents=True, exist_ok=True)
+        stub.write_text(f"#!/bin/sh\n{script}\n")
+        stub.chmod(0o755)
+
+    def written(self, name: str, **numbers: int) -> str:
+        """The script of that name with its paths below this root."""
+        text = (SCRIPTS / f"latticed.{name}").read_text()
+        for token, value in {**NOW, **numbers}.items():
+            text = text.replace(f"#{token}#", str(value))
+        return re.sub(r"(?<![\w$}/.])/(?=(?:var|etc|run|usr)/)", f"{self.path}/", text)
+
+    def run(self, name: str, *words: str, **numbers: int) -> subprocess.CompletedProcess[str]:
+        """Run the script; `numbers` are schemas of another version than this one."""
+        environment = {"PATH": f"{self.path}/stubs:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        command = ["sh", "-c", self.written(name, **numbers), name, *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def root(tmp_path) -> Root:
+    made = Root(tmp_path / "root")
+    for one in (made.state, made.controller):
+        one.mkdir(mode=0o700, parents=True)
+    return made
+
+
+def ledger(root: Root, steps: int, ends: str) -> None:
+    subprocess.run([sys.executable, "-P", "-c", LEDGER, root.state / "ledger.sqlite3", str(steps), ends], check=False)
+
+
+def kept(root: Root) -> list[str]:
+    return sorted(path.name for path in root.copies.iterdir()) if root.copies.exists() else []
+
+
+def test_version_is_refused_that_is_older_than_a_migration_of_a_killed_daemon(root):
+    """Its number is in the WAL alone, as long as nothing was folded into the file."""
+    earlier = NOW["SCHEMA"] - 2
+    ledger(root, earlier, "closed")
+    ledger(root, NOW["SCHEMA"], "killed")
+    assert int.from_bytes((root.state / "ledger.sqlite3").read_bytes()[60:64], "big") == earlier
+    refused = root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier)
+    assert refused.returncode == 1
+    assert f"is of schema {NOW['SCHEMA']}, and this version reads up to {earlier}. Nothing" in refused.stderr
+    assert kept(root) == []
+    taken = root.run("preinst", "upgrade", "2", "3", SCHEMA=NOW["SCHEMA"] + 1)
+    assert (taken.returncode, taken.stderr) == (0, "")
+    assert kept(root) == [f"schema-{NOW['SCHEMA']}-before-{NOW['SCHEMA'] + 1}"]
+
+
+def walled(place: Path, page_bytes: int) -> list[Path]:
+    """Databases with a WAL: with commits, with frames of an earlier round behind them, with some of a transaction."""
+    found = []
+    with contextlib.closing(sqlite3.connect(place / "live", isolation_level=None)) as writing:
+
+        def snapshot() -> None:
+            found.append(place / f"copy-{len(found)}")
+            for end in ("", "-wal"):
+                shutil.copyfile(place / f"live{end}", f"{found[-1]}{end}")
+
+        def commit(version: int, rows: int) -> None:
+            writing.execute("BEGIN")
+            writing.execute(f"PRAGMA user_version={version}")
+            writing.executemany("INSERT INTO t VALUES (randomblob(300))", [()] * rows)
+            writing.execute("COMMIT")
+
+        writing.execute(f"PRAGMA page_size={page_bytes}")
+        writing.execute("PRAGMA journal_mode=WAL")
+        writing.execute("PRAGMA wal_autocheckpoint=0")
+        writing.execute("CREATE TABLE t (b)")
+        commit(1, 8)
+        commit(2, 3)
+        snapshot()
+        writing.execute("PRAGMA wal_checkpoint(RESTART)")
+        commit(3, 1)
+        snapshot()
+        writing.execute("PRAGMA cache_size=1")
+        writing.execute("BEGIN")
+        writing.execute("PRAGMA user_version=4")
+        writing.executemany("INSERT INTO t VALUES (randomblob(300))", [()] * 60)
+        snapshot()
+        writing.execute("ROLLBACK")
+    return found
+
+
+def read_by_sqlite(path: Path) -> int:
+    with contextlib.closing(sqlite3.connect(path)) as reading:
+        return int(reading.execute("PRAGMA user_version").fetchone()[0])
+
+
+@pytest.mark.parametrize("page_bytes", [512, 4096])
+def test_schema_is_the_one_that_sqlite_reads_however_the_wal_was_cut(root, tmp_path, page_bytes):
+    """At each frame: cut short in it, or a byte changed in it, as after a power cut."""
+    function = re.search(r"^schema_of\(\) \{\n.*?^\}\n", root.written("preinst"), re.MULTILINE | re.DOTALL)[0]
+    cases: list[Path] = []
+    for made in walled(tmp_path, page_bytes):
+        wal = Path(f"{made}-wal").read_bytes()
+        frames = range(32, len(wal), 24 + page_bytes)
+        cut = [wal[: at + 24 + page_bytes // 2] for at in frames]
+        changed = [wal[:at] + bytes([wal[at] ^ 1]) + wal[at + 1 :] for at in (0, 9, *(one + 40 for one in frames))]
+        for number, content in enumerate([wal, b"", *cut, *changed]):
+            cases.append(made.with_name(f"{made.name}.{number}"))
+            shutil.copyfile(made, cases[-1])
+            Path(f"{cases[-1]}-wal").write_bytes(content)
+    command = ["sh", "-ec", f'{function}\nfor one; do schema_of "$one"; echo; done', "sh", *map(str, cases)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    # SQLite last: it folds a WAL into its file.
+    expected = list(map(read_by_sqlite, cases))
+    assert list(map(int, told)) == expected
+    assert set(expected) == {0, 1, 2, 3}
+
+
+def test_file_that_is_no_database_yet_is_left_to_the_daemon(root):
+    (root.state / "ledger.sqlite3").touch()
+    done = root.run("preinst", "upgrade", "2", "1")
+    assert (done.returncode, done.stderr, kept(root)) == (0, "", [])
+
+
+def test_copy_that_is_not_whole_is_offered_to_nobody_and_goes_with_the_next(root):
+    ledger(root, NOW["SCHEMA"], "closed")
+    earlier = NOW["SCHEMA"] - 2
+    for name in (f"schema-{earlier - 1}-before-{earlier}", f"schema-{earlier}-before-{NOW['SCHEMA']}.new"):
+        (root.copies / name).mkdir(parents=True)
+    os.utime(root.copies / f"schema-{earlier - 1}-before-{earlier}", (1, 1))
+    refused = root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier)
+    assert f"cp -a {root.copies}/schema-{earlier - 1}-before-{earlier} {root.state}\n" in refused.stderr
+    for number in range(1, 4):
+        assert root.run("preinst", "upgrade", "2", "3", SCHEMA=NOW["SCHEMA"] + number).returncode == 0
+    assert kept(root) == [f"schema-{NOW['SCHEMA']}-before-{NOW['SCHEMA'] + number}" for number in range(1, 4)]
+
+
+def controllers(root: Root, steps: int) -> None:
+    """The database of a controller that was killed."""
+    made = root.controller / database.FILE
+    with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as writing:
+        writing.execute("PRAGMA journal_mode=WAL")
+        for number in range(1, steps + 1):
+            writing.execute(f"PRAGMA user_version={number}")
+            writing.execute(f"CREATE TABLE t{number} (b)")
+        for end in ("", "-wal"):
+            shutil.copyfile(f"{made}{end}", f"{made}.killed{end}")
+    for end in ("", "-wal"):
+        Path(f"{made}.killed{end}").rename(f"{made}{end}")
+
+
+def test_database_of_a_controller_is_copied_before_a_migration_and_not_given_to_an_older_version(root):
+    """With the commands that go back, which work as they are typed."""
+    now = NOW["CONTROLLER"]
+    controllers(root, now)
+    (root.controller / "bundles").mkdir()
+    (root.controller / "bundles/one.tar").write_text("one")
+    assert root.run("preinst", "upgrade", "2", "3", CONTROLLER=now + 1).returncode == 0
+    assert kept(root) == [f"controller-schema-{now}-before-{now + 1}"]
+    before = root.copies / kept(root)[0] / database.FILE
+    assert read_by_sqlite(Path(shutil.copytree(before.parent, root.path / "looked-at")) / database.FILE) == now
+    for name in ("", "-wal"):
+        (root.controller / f"{database.FILE}{name}").unlink(missing_ok=True)
+    controllers(root, now + 1)
+    refused = root.run("preinst", "upgrade", "2", "1")
+    assert refused.returncode == 1
+    assert (
+        f"the database in {root.controller} is of schema {now + 1}, and this version reads up to {now}"
+        in refused.stderr
+    )
+    assert "accept-rollback" not in refused.stderr
+    root.answers("systemctl", "exit 0")
+    commands = re.findall(r"^  (.*)", refused.stderr, re.MULTILINE)
+    assert commands[0] == "systemctl stop latticed-controller.service"
+    path = f"{root.path}/stubs:{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", "\n".join(commands)], check=True, env={"PATH": path})
+    assert root.run("preinst", "upgrade", "2", "1").returncode == 0
+    assert (root.controller / "bundles/one.tar").read_text() == "one"
+    assert root.controller.stat().st_mode & 0o777 == 0o700
+
+
+def test_controller_that_was_started_by_hand_keeps_the_package_as_it_is(root):
+    controllers(root, NOW["CONTROLLER"])
+    with database.alone(root.controller):
+        refused = root.run("preinst", "upgrade", "2", "1")
+    assert refused.returncode == 1
+    assert f"a latticed-controller that is no unit of this package uses {root.controller}" in refused.stderr
+    assert root.run("preinst", "upgrade", "2", "1").returncode == 0
+
+
+def test_way_back_has_the_data_of_services_and_published_files(root):
+    """Which the copy has not."""
+    earlier = NOW["SCHEMA"] - 1
+    ledger(root, earlier, "closed")
+    assert root.run("preinst", "upgrade", "2", "3").returncode == 0
+    ledger(root, NOW["SCHEMA"], "closed")
+    assert "/static" not in root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier).stderr
+    for name in ("services", "static"):
+        (root.state / name).mkdir()
+        (root.state / name / "kept").write_text(name)
+    refused = root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier)
+    root.answers("systemctl", "exit 0")
+    commands = refused.stderr.partition("then install")[0]
+    typed = "\n".join(re.findall(r"^  (.*)", commands, re.MULTILINE))
+    subprocess.run(["sh", "-ec", typed], check=True, env={"PATH": f"{root.path}/stubs:{os.environ['PATH']}"})
+    assert root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier).returncode == 0
+    assert [(root.state / name / "kept").read_text() for name in ("services", "static")] == ["services", "static"]
