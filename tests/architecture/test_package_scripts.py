@@ -246,3 +246,120 @@ def test_way_back_has_the_data_of_services_and_published_files(root):
     subprocess.run(["sh", "-ec", typed], check=True, env={"PATH": f"{root.path}/stubs:{os.environ['PATH']}"})
     assert root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier).returncode == 0
     assert [(root.state / name / "kept").read_text() for name in ("services", "static")] == ["services", "static"]
+
+
+PATHS = [path for path in pages.column("docs/operate/package.md", "path") if not path.startswith("/usr/")]
+
+
+def filled(root: Root) -> list[Path]:
+    """Everything that the page names is there, with something in it."""
+    made = [root.path / path.removeprefix("/") for path in PATHS]
+    for path in made:
+        if path.suffix:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("key")
+        else:
+            (path / "below").mkdir(parents=True, exist_ok=True)
+            (path / "below/file").write_text("something")
+    return made
+
+
+def test_purge_deletes_what_the_page_names_and_nothing_else(root):
+    made = filled(root)
+    beside = root.path / "var/lib/other"
+    beside.mkdir()
+    done = root.run("postrm", "purge")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path for path in made if path.exists()] == []
+    assert beside.exists()
+    named = re.search(r'^ours="(.*?)"', (SCRIPTS / "latticed.postrm").read_text(), re.MULTILINE | re.DOTALL)[1].split()
+    assert sorted([*named, "/etc/latticed"]) == sorted(PATHS)
+
+
+@pytest.mark.parametrize("kept_path", PATHS)
+def test_purge_keeps_each_path_that_is_to_stay(root, kept_path):
+    made = filled(root)
+    (root.path / "etc/latticed/keep-on-purge").write_text(f"{root.path}{kept_path}\n")
+    root.answers("getent", "exit 0")
+    root.answers("userdel", f"echo $1 >> {root.path}/deleted")
+    assert root.run("postrm", "purge").returncode == 0
+    assert [path for path in made if path.exists()] == [root.path / kept_path.removeprefix("/")]
+    assert not (root.path / "deleted").exists(), "the users whose files they are"
+
+
+@pytest.mark.root
+def test_purge_empties_what_is_mounted_and_says_what_it_could_not_delete(root):
+    """A state, or the settings, on a disk of its own; and one with another disk below it, until that is away."""
+    made = filled(root)
+    mounted = [root.state, root.path / "etc/latticed"]
+    below = root.controller / "below"
+    script = "\n".join(
+        [
+            *(f"mount -t tmpfs tmpfs {path} && mkdir -p {path}/a/b && touch {path}/a/b/c" for path in mounted),
+            f"mount -t tmpfs tmpfs {below} && touch {below}/kept",
+            'sh -c "$1" postrm purge && exit 3',
+            f"test -e {below}/kept && test -e {mounted[1]}/a/b/c && test ! -e {mounted[0]}/a",
+            f"umount {below}",
+            'sh -c "$1" postrm purge',
+            f"mountpoint -q {mounted[0]} && mountpoint -q {mounted[1]}",
+            *(f'test -z "$(ls -A {path})"' for path in mounted),
+            f"umount {mounted[0]} {mounted[1]}",
+        ]
+    )
+    environment = {"PATH": f"{root.path}/stubs:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    command = ["unshare", "-m", "sh", "-exc", script, "sh", root.written("postrm")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"rm: cannot remove '{below}'" in done.stderr
+    assert sorted(path for path in made if path.exists()) == sorted(mounted)
+
+
+class Dpkg:
+    """Real dpkg on a root, with a package that has a settings file and the postrm."""
+
+    def __init__(self, root: Root, place: Path) -> None:
+        self.root = root
+        admin = root.path / "var/lib/dpkg"
+        for name in ("info", "updates", "triggers"):
+            (admin / name).mkdir(parents=True)
+        (admin / "status").touch()
+        control, settings = place / "DEBIAN", place / "etc/latticed/latticed.toml"
+        for path in (control, settings.parent):
+            path.mkdir(parents=True)
+        settings.write_text("# as packaged\n")
+        (control / "control").write_text(
+            "Package: latticed\nVersion: 1\nArchitecture: all\nMaintainer: tests <t@example.org>\nDescription: tests\n"
+        )
+        (control / "conffiles").write_text("/etc/latticed/latticed.toml\n")
+        (control / "postrm").write_text(root.written("postrm"))
+        (control / "postrm").chmod(0o755)
+        self.package = str(place.with_suffix(".deb"))
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-b", place, self.package], check=True, capture_output=True)
+
+    def __call__(self, *words: str) -> None:
+        path = f"{self.root.path}/stubs:/usr/sbin:/usr/bin:/sbin:/bin"
+        command = ["dpkg", f"--root={self.root.path}", "--log=/dev/null", "--force-script-chrootless", *words]
+        done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("steps", [["--purge"], ["--remove", "--purge"]])
+def test_settings_that_are_to_stay_are_there_after_dpkg_has_purged_its_own_file(root, tmp_path, steps):
+    """Theirs, not the packaged ones; whoever does not ask for it keeps nothing."""
+    dpkg, settings = Dpkg(root, tmp_path / "package"), root.path / "etc/latticed"
+    for asked in (True, False):
+        dpkg("--install", "--force-confold", dpkg.package)
+        (settings / "latticed.toml").write_text("# mine\n")
+        (settings / "latticed.toml").chmod(0o640)
+        if asked:
+            (settings / "keep-on-purge").write_text(f"{settings}\n")
+        else:
+            (settings / "keep-on-purge").unlink()
+        for step in steps:
+            dpkg(step, "latticed")
+        if asked:
+            assert sorted(path.name for path in settings.iterdir()) == ["keep-on-purge", "latticed.toml"]
+            assert (settings / "latticed.toml").read_text() == "# mine\n"
+            assert (settings / "latticed.toml").stat().st_mode & 0o777 == 0o640
+    assert not settings.exists()

@@ -53,7 +53,6 @@ running.wait()
 COMMANDS = 10
 """Most commands from nothing to an active plugin."""
 OTHER = {"bookworm": "trixie", "trixie": "bookworm"}
-PATHS = [row[0] for row in pages.table("docs/operate/package.md", "path")]
 
 
 def _page(heading):
