@@ -59,8 +59,9 @@ if os.path.exists("/usr/lib/latticed/upgrading"):
     sys.stderr.write("latticed: package_unpacked: an upgrade was broken off (dpkg --configure -a)\\n")
     sys.exit(os.EX_TEMPFAIL)
 """
-"""Of the daemon: after a power cut in an upgrade its modules are of two versions until the package is configured. The
-root helper is not kept from putting back a firewall."""
+"""After a power cut in an upgrade modules are of two versions until the package is configured."""
+GUARDED: Final = frozenset({"latticed", "latticed-fleet", "latticed-controller"})
+"""What does not start then. The root helper is not kept from putting back a firewall."""
 COMPLETIONS: Final = {
     "bash": "usr/share/bash-completion/completions/latticectl",
     "zsh": "usr/share/zsh/vendor-completions/_latticectl",
@@ -73,7 +74,14 @@ def write(suite: str, root: Path) -> None:
     write_programs(suite, root)
     _units(suite, root)
     _documents(root)
-    _put(root / "etc/latticed/latticed.toml", (SOURCE / "packaging/latticed.toml").read_text(encoding="utf-8"))
+    _settings(root)
+
+
+def _settings(root: Path) -> None:
+    """Those that are there are an operator's, and stay: `make install` once more is an upgrade."""
+    path = root / "etc/latticed/latticed.toml"
+    if not path.exists():
+        _put(path, (SOURCE / "packaging/latticed.toml").read_text(encoding="utf-8"))
 
 
 def write_libraries(suite: str, root: Path) -> None:
@@ -81,8 +89,13 @@ def write_libraries(suite: str, root: Path) -> None:
     home = root / "usr/lib/latticed"
     packages = home / _packages(suite)
     _environment(home, f"python{PYTHONS[suite]}")
-    wheels = _wheels(suite, packages)
-    bill = json.dumps(bill_of_materials(suite, wheels, packages), indent=1, sort_keys=True)
+    # Those of before stay until the new ones are complete: without a network pip fails.
+    fresh = packages.with_name("site-packages.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    wheels = _wheels(suite, fresh)
+    bill = json.dumps(bill_of_materials(suite, wheels, fresh), indent=1, sort_keys=True)
+    shutil.rmtree(packages, ignore_errors=True)
+    fresh.rename(packages)
     _put(root / "usr/share/doc/latticed/latticed.cdx.json", bill + "\n")
 
 
@@ -91,7 +104,7 @@ def write_programs(suite: str, root: Path) -> None:
     home = root / "usr/lib/latticed"
     _own_package(home / _packages(suite) / "latticed")
     for name, module in PROGRAMS.items():
-        _put(home / "bin" / name, PROGRAM.format(module=module, guard=GUARD if name == "latticed" else ""), mode=0o755)
+        _put(home / "bin" / name, PROGRAM.format(module=module, guard=GUARD if name in GUARDED else ""), mode=0o755)
         _link(root / "usr/bin" / name, f"../lib/latticed/bin/{name}")
 
 
@@ -140,6 +153,7 @@ def _wheels(suite: str, packages: Path) -> list[dict[str, Any]]:
 def _own_package(place: Path) -> None:
     """What a wheel of latticed has: see setup.cfg, packages and package_data."""
     kept = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(SOURCE / "latticed", place, ignore=kept)
     # Not those of the checkout: with a umask of 077 the daemon's user could not read it.
     for path in (place, *place.rglob("*")):

@@ -389,6 +389,15 @@ def test_make_install_gives_the_tree_of_the_package(suite, tmp_path):
     }
     assert sorted(plain) == sorted(installed)
     assert [name for name, content in plain.items() if content != installed[name]] == []
+    # Once more over it, as an upgrade: settings stay, libraries of before do not.
+    library = f"usr/lib/latticed/lib/python{machines.SUITES[suite]}/site-packages/of_before.py"
+    mine = {"etc/latticed/latticed.toml": b"# mine\n", library: b""}
+    for name, content in mine.items():
+        (tmp_path / "tree" / name).write_bytes(content)
+    packages.tree(suite, tmp_path / "tree")
+    again = packages.files(tmp_path / "tree")
+    changed = {name for name in again.keys() | installed.keys() if again.get(name) != installed.get(name)}
+    assert changed == {"etc/latticed/latticed.toml"}
     # The bill of materials has what the pins name, by the hash of one of their files.
     bill = json.loads(installed["usr/share/doc/latticed/latticed.cdx.json"])
     pins = (pages.CHECKOUT / f"packaging/requirements/{suite}.txt").read_text()
