@@ -49,7 +49,8 @@ class Tools(Protocol):
     """The programs of a kind, as the helper runs them (`plans.programs`)."""
 
     def run(self, program: str, *arguments: str, stdin: bytes = b"", stays: bool = False) -> ProgramEnd:
-        """Run one of the kind's `programs` and wait. `stays`: it leaves a process behind that goes on.
+        """Run one of the kind's `programs` and wait. `stays`: it leaves a process behind that goes on, and that gets no
+        more of the processor and of memory than others, whatever the helper gets.
 
         Problems tool_missing, tool_failed (too slow, too much output).
         """

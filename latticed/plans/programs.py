@@ -24,6 +24,10 @@ MAX_OUTPUT_BYTES: Final = 8 << 20
 """Of stdout and stderr together; a ruleset with 100,000 banned addresses has 3 MB."""
 _CHUNK: Final = 64 << 10
 _AT_ONCE: Final = 4 << 10
+_NICE: Final = "/usr/bin/nice"
+"""Of coreutils."""
+_CHOOM: Final = "/usr/bin/choom"
+"""Of util-linux."""
 
 
 class ProgramTools:
@@ -85,7 +89,7 @@ class ProgramTools:
             # A name that somebody else could replace is not run, whoever wrote it into the settings.
             trusted_files.check(Path(path), owners=frozenset({0}))
             child = subprocess.Popen(  # noqa: S603 - a path of the kind or of root's settings, never a caller's
-                [path, *arguments],
+                [*(_unfavoured(*_own_favours()) if stays else ()), path, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -116,6 +120,21 @@ class ProgramTools:
         for name, value in sorted(self._hidden.items(), key=lambda one: -len(one[1])):
             errors = errors.replace(value.encode(), f"${{secret:{name}}}".encode())
         return ProgramEnd(status=ended.status, stdout=ended.stdout, stderr=errors)
+
+
+def _own_favours() -> tuple[int, int]:
+    """Nice value and oom_score_adj (proc(5)) of this process."""
+    return os.getpriority(os.PRIO_PROCESS, 0), int(Path("/proc/self/oom_score_adj").read_bytes())
+
+
+def _unfavoured(nice: int, oom_score: int) -> tuple[str, ...]:
+    """Words before a program that goes on for months, so that it is served and spared no more than others, though who
+    starts it is (the helper's unit, `dead_man.be_favoured`). Giving that up takes no right.
+    """
+    return (
+        *((_NICE, "-n", str(-nice)) if nice < 0 else ()),
+        *((_CHOOM, "-n", "0", "--") if oom_score < 0 else ()),
+    )
 
 
 def _named(program: str) -> str:

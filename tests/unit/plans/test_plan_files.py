@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -234,6 +236,33 @@ def test_program_that_does_not_end_is_killed_with_all_it_started():
 def test_program_that_reads_nothing_or_dies():
     assert tools().run("sh", "-c", "exit 3", stdin=b"x" * (1 << 20)).status == 3
     assert tools().run("sh", "-c", "kill -9 $$").status == -9
+
+
+FAVOURED = """
+import sys
+from latticed.plans import dead_man, programs
+dead_man.be_favoured()
+tools = programs.ProgramTools({"sh": "/bin/sh"})
+for stays in (False, True):
+    ended = tools.run("sh", "-c", "nice; cat /proc/self/oom_score_adj", stays=stays)
+    print(*ended.stdout.decode().split())
+"""
+
+
+@root
+def test_program_that_stays_is_favoured_no_more_than_others():
+    """As nginx or a core that a dead-man has started again: the kernel would end everything else before it."""
+    done = subprocess.run([sys.executable, "-P", "-c", FAVOURED], capture_output=True, text=True, check=True)
+    (ends, _), (stays, score) = (line.split() for line in done.stdout.splitlines())
+    assert (int(ends), int(stays)) == (-10, 0)
+    # A container may not be granted less than it has.
+    assert int(score) == max(0, int(Path("/proc/self/oom_score_adj").read_text()))
+    # As the words for -900 do it, where only a higher one can be set.
+    higher = ["nice", "-n", str(-10 - os.getpriority(os.PRIO_PROCESS, 0)), "choom", "-n", "300", "--"]
+    told = ["sh", "-c", "nice; cat /proc/self/oom_score_adj"]
+    for words, expected in (([], "-10 300"), (programs._unfavoured(-10, -900), "0 0")):
+        shown = subprocess.run([*higher, *words, *told], capture_output=True, text=True, check=True).stdout
+        assert " ".join(shown.split()) == expected
 
 
 @root
