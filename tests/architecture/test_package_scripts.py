@@ -363,3 +363,24 @@ def test_settings_that_are_to_stay_are_there_after_dpkg_has_purged_its_own_file(
             assert (settings / "latticed.toml").read_text() == "# mine\n"
             assert (settings / "latticed.toml").stat().st_mode & 0o777 == 0o640
     assert not settings.exists()
+
+
+def test_what_ran_before_an_upgrade_is_started_after_it_though_its_first_script_failed(root):
+    """dpkg calls the new version's when the old one's fails, which may have stopped everything by then."""
+    ran = ["latticed-apply.service", "latticed-fleet.service"]
+    (root.path / "run/systemd/system").mkdir(parents=True)
+    (root.path / "usr/lib/latticed").mkdir(parents=True)
+    active = root.path / "active"
+    active.write_text("\n".join(ran) + "\n")
+    root.answers(
+        "systemctl",
+        f'[ "$2" = is-active ] || exit 0\nshift 2\nfor one; do grep -qxF "$one" {active} && exit; done\nexit 3',
+    )
+    root.answers("deb-systemd-invoke", f'echo "$@" >>{root.path}/invoked\n[ "$1" != stop ] || : >{active}')
+    for words in (["upgrade", "2"], ["failed-upgrade", "1", "2"]):
+        done = root.run("prerm", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert active.read_text() == ""
+    assert root.run("postinst", "abort-upgrade", "1").returncode == 0
+    assert (root.path / "invoked").read_text().splitlines()[-1] == f"start {' '.join(ran)}"
+    assert list((root.path / "run").iterdir()) == [root.path / "run/systemd"]
