@@ -25,7 +25,7 @@ EXAMPLES: Final = examples(
     "latticectl ui                                      # prints a link to open; ends with Ctrl-C",
     "latticectl ui --act                                # the page may install, activate, disable, invoke",
     "latticectl ui --listen 127.0.0.1:8790              # from elsewhere: ssh -L 8790:127.0.0.1:8790 HOST",
-    "latticectl ui --listen /run/latticed-ui/http.sock --origin https://plugins.example.org",
+    "latticectl ui --listen /run/console/http.sock --origin https://plugins.example.org",
     "latticectl ui --controller /run/latticed-controller/control.sock   # with a page of the fleet",
     "latticectl ui link                                 # a new link of the console that runs as a unit",
 )

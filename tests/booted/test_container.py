@@ -153,8 +153,12 @@ def test_state_is_there_after_kill_9(engine):
 def test_upgrade_and_restore_drill_of_the_page(engine):
     """The container is replaced; a backup out of it becomes a second one, in its own volume, that knows the same."""
     before = engine.inspect(NAME)["Id"]
-    engine.type(_page("Stop and upgrade")[0], SITE)
+    build, upgrade = _page("Stop and upgrade")
+    engine.type(build, pages.CHECKOUT)
+    engine.type(upgrade, SITE)
     assert engine.inspect(NAME)["Id"] != before
+    assert engine.home_file(SITE / "before-upgrade.tar").stat().st_mode & 0o777 == 0o600
+    engine.type("docker image inspect latticed:before", SITE)
     backup, drill = _page("Back up and restore")
     engine.type(backup, SITE)
     assert engine.home_file(SITE / "latticed.tar").stat().st_mode & 0o777 == 0o600

@@ -55,6 +55,7 @@ NOT_RUN = {
     "git switch": "works in a repository of GitHub",
     "latticectl install latticed.notify": "asks ntfy; tests/docs/test_tutorial.py does it where there is no network",
     "latticectl ui": "goes on until it is ended; tests/daemon/test_console.py does, and asks for a link",
+    "install -d -m 2750": "goes on until it is ended; tests/unit/ctl/test_ctl_ui.py serves in such a directory",
     "systemctl reload latticed.service": "is for root, on a machine; tests/booted/test_console_unit.py does it",
 }
 """How a block that is not run begins, and why it is not. tests/booted/test_pages.py runs those marked `machine`, and

@@ -97,7 +97,7 @@ def test_no_page_of_it_can_be_framed_scripted_or_load_from_elsewhere():
         ("localhost:8790", ListenAt(host="127.0.0.1", port=8790)),
         ("[::1]:8790", ListenAt(host="::1", port=8790)),
         ("127.0.0.2:1", ListenAt(host="127.0.0.2", port=1)),
-        ("/run/latticed-ui/http.sock", ListenAt(path="/run/latticed-ui/http.sock")),
+        ("/run/console/http.sock", ListenAt(path="/run/console/http.sock")),
     ],
 )
 def test_it_listens_on_loopback_or_a_unix_socket(given: str, wanted: ListenAt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -28,7 +29,7 @@ def test_without_its_extra_it_names_the_package(package: str):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--listen", "/run/latticed-ui/http.sock"], "--origin"),
+        (["--listen", "/run/console/http.sock"], "--origin"),
         (["--origin", "http://plugins.example.org"], "https"),
         (["--listen", "127.0.0.1"], "127.0.0.1:PORT"),
     ],
@@ -63,6 +64,23 @@ def test_it_opens_its_link_and_ends_without_a_trace(tmp_path: Path, at: str):
         console.terminate()
         assert console.wait(processes.PATIENCE_S) == 0
     assert [one.name for one in tmp_path.iterdir()] == ["said"]
+
+
+@pytest.mark.root
+def test_its_socket_has_the_group_that_the_directory_gives_it(tmp_path: Path):
+    """By `chmod g+s`: a proxy of that group may connect, and nobody else."""
+    place = tmp_path / "console"
+    place.mkdir()
+    os.chown(place, 0, processes.STRANGER.gid)
+    place.chmod(0o2750)
+    links, listen = tmp_path / "link.sock", place / "http.sock"
+    options = ["--listen", str(listen), "--link-socket", str(links), "--origin", "https://plugins.example.org"]
+    with processes.spawned([sys.executable, "-P", "-m", "latticed.ctl.main", "ui", *options]) as console:
+        processes.until(lambda: links.exists() or console.poll() is not None, what="the socket of links")
+        found = listen.stat()
+        assert (found.st_gid, found.st_mode & 0o777) == (processes.STRANGER.gid, 0o660)
+        console.terminate()
+        assert console.wait(processes.PATIENCE_S) == 0
 
 
 @pytest.mark.parametrize("name", ["gone", "back"])
