@@ -13,6 +13,7 @@ import subprocess
 
 import pytest
 
+from latticed.fleet.controller import database
 from latticed.ledger import migrations
 from latticed.plans import undo_timers
 from tests.booted import test_restarts
@@ -389,6 +390,11 @@ def test_make_install_gives_the_tree_of_the_package(suite, tmp_path):
     }
     assert sorted(plain) == sorted(installed)
     assert [name for name, content in plain.items() if content != installed[name]] == []
+    # What it compares a ledger and a controller's database with.
+    command = ["dpkg-deb", "--info", str(packages.built(suite)), "preinst"]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    told = re.findall(r" schema=(\S+)$", shown, re.MULTILINE)
+    assert told == [str(len(one)) for one in (migrations.MIGRATIONS, database.MIGRATIONS)]
     # Once more over it, as an upgrade: settings stay, libraries of before do not.
     library = f"usr/lib/latticed/lib/python{machines.SUITES[suite]}/site-packages/of_before.py"
     mine = {"etc/latticed/latticed.toml": b"# mine\n", library: b""}
