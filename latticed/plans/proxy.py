@@ -34,7 +34,7 @@ from latticed.plans.kind import Live
 from latticed.plans.proxy_api import CLOSE_S, CoreApi
 from latticed.plans.proxy_runs import STARTED, Child, Unit
 from latticed.system.findings import IntentRefused
-from latticed.system.proxy import applied, decode, sources, values
+from latticed.system.proxy import applied, decode, sources, usage, values
 from latticed.system.proxy import check as checker
 from latticed.system.proxy import intent as model
 from latticed.system.proxy import narrows as narrower
@@ -141,14 +141,15 @@ class ProxyKind:
         """The core, who is connected, and the ports of others.
 
         Facts: as `proxy.sources.plain` has them, `running`, `waiting_s`, `connections`: `{id, user, source, up_bytes,
-        down_bytes}` of each, `answers`: whether the core's API did, where it has one, `rendering`: digest of what is
-        wanted, `sound`: whether the core has that as its file, but for users who go or come back, `coming`: names of
-        the latter, `unfinished`: as `Live`.
+        down_bytes}` of each, `untold`: by user how many more he has, where they are too many for one answer, `answers`:
+        whether the core's API did, where it has one, `rendering`: digest of what is wanted, `sound`: whether the core
+        has that as its file, but for users who go or come back, `coming`: names of the latter, `unfinished`: as `Live`.
         """
         found = self._seen(tools)
         facts = sources.plain(sources.facts(found.ports, found.ours()))
         told = self._connections(found)
         sound, unfinished, coming = self._judged(found, told)
+        listed, untold = usage.told(told or (), usage.MAX_TOLD)
         connections = [
             {
                 "id": one.id,
@@ -157,12 +158,12 @@ class ProxyKind:
                 "up_bytes": one.up_bytes,
                 "down_bytes": one.down_bytes,
             }
-            for one in told or ()
+            for one in listed
         ]
         running = bool(found.pid)
         facts |= {"running": running, "waiting_s": found.waiting_s, "answers": told is not None}
         facts |= {"rendering": _digest(found.wanted), "sound": sound, "unfinished": unfinished}
-        facts["coming"] = sorted(coming)
+        facts |= {"coming": sorted(coming), "untold": untold}
         return Live(
             facts={**facts, "connections": connections},
             basis=_basis(found.wanted, running=running),

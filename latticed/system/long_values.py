@@ -11,6 +11,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Final
 
+from latticed.sdk.calls import HostError
+
 if TYPE_CHECKING:
     from latticed.system.host import Kv
 
@@ -41,9 +43,9 @@ class LongValues:
             self._known[key] = (head, value)
         return self._known[key][1]
 
-    async def put(self, key: str, value: str) -> None:
-        """Set a value, as UTF-8; the old one stays when HostError is raised."""
-        data = value.encode("utf-8")
+    async def put(self, key: str, value: str | bytes) -> None:
+        """Set a value, text as UTF-8; the old one stays when HostError is raised, and nothing of the new one."""
+        data = value.encode("utf-8") if isinstance(value, str) else value
         if len(data) <= PART_BYTES and not _HEAD.fullmatch(data):
             await self._kv.put(key, value)
             if self._known.pop(key, None):
@@ -51,10 +53,16 @@ class LongValues:
             return
         digest = hashlib.sha256(data).hexdigest()
         parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
-        for number, part in enumerate(parts):
-            await self._kv.put(_part(key, digest, number), part)
         head = f"parts:{len(parts)}:{digest}"
-        await self._kv.put(key, head)
+        try:
+            for number, part in enumerate(parts):
+                await self._kv.put(_part(key, digest, number), part)
+            await self._kv.put(key, head)
+        except HostError:
+            # Parts of values that did not fit would leave no room for anything else.
+            found = _HEAD.fullmatch(await self._kv.get_bytes(key) or b"")
+            await self._sweep(key, but=found[2].decode("ascii") if found else "")
+            raise
         self._known[key] = (head.encode("ascii"), data)
         await self._sweep(key, but=digest)
 

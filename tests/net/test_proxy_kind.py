@@ -21,7 +21,7 @@ from latticed.model.errors import Problem
 from latticed.plans import proxy, proxy_api
 from latticed.plans.programs import ProgramTools
 from latticed.plans.proxy import ProxyKind
-from latticed.system.proxy import decode, devices, ends, subscriptions
+from latticed.system.proxy import decode, devices, ends, subscriptions, usage
 from latticed.system.proxy.subscriptions import Format
 from tests.house import cores, faults, ports, proxies
 
@@ -145,6 +145,28 @@ def test_who_is_cut_loses_his_connections_and_nobody_else_does(kind, tools, tmp_
         live = late.observe(tools)
         assert (late.holds(rendering, live), live.unfinished) == (True, False)
         assert cores.is_cut(ben)
+
+
+def test_more_connections_than_an_answer_has_room_for_are_told_in_part_and_all_of_them_closed(
+    kind, tools, tmp_path, echo, monkeypatch
+):
+    intent = document()
+    committed(kind, intent, tools)
+    monkeypatch.setattr(usage, "MAX_TOLD", 2)
+    with (
+        stream(intent, "anna", tmp_path, echo) as first,
+        cores.tunnel(first, echo) as second,
+        cores.tunnel(first, echo) as third,
+        stream(intent, "ben", tmp_path, echo) as ben,
+    ):
+        for one in (first, second, third, ben):
+            cores.echoed(one)
+        facts = kind.observe(tools).facts
+        assert sorted(one["user"] for one in facts["connections"]) == ["anna", "ben"]
+        assert facts["untold"] == {"anna": 2}
+        committed(kind, ends.cut(intent, {"anna"}), tools)
+        assert all(map(cores.is_cut, (first, second, third)))
+        cores.echoed(ben)
 
 
 def test_more_connections_than_can_be_closed_at_once_are_closed_by_the_next_and_cost_nobody_else(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import asdict
 
+import msgspec
 import pytest
 
+from latticed.plans import protocol
 from latticed.system.proxy import usage
 from latticed.system.proxy.usage import ByteCount, Connection, Usage
 
@@ -120,6 +123,53 @@ def test_what_is_kept_is_bounded_by_what_is_live():
     for index in range(1_000):
         state = usage.polled(state, [Connection(id=f"id-{index}", user="anna", up_bytes=1)])
     assert (len(state.seen), state.used["anna"].total()) == (1, 1_000)
+
+
+def test_too_many_connections_are_told_in_part_and_only_of_who_has_the_most():
+    rng = random.Random(1)
+    anna = [Connection(id=f"a{one}", user="anna", up_bytes=rng.randrange(9), down_bytes=one) for one in range(100)]
+    few = [Connection(id=f"{name}{one}", user=name) for name in ("ben", "cleo") for one in range(3)]
+    found, left = usage.told([*anna, *few], 50)
+    assert (len(found), left) == (50, {"anna": 56})
+    assert set(few) < set(found)
+    least = min(one.up_bytes + one.down_bytes for one in found if one.user == "anna")
+    assert all(one.up_bytes + one.down_bytes <= least for one in anna if one not in found)
+    assert usage.told(few, 6) == (tuple(few), {})
+
+
+def test_the_longest_answer_that_tells_connections_is_one_that_the_helper_gives():
+    most = Connection(id="x" * 36, user="u" * 32, source="f" * 45, up_bytes=(1 << 63) - 1, down_bytes=(1 << 63) - 1)
+    told = msgspec.json.encode([asdict(most)] * usage.MAX_TOLD)
+    assert len(told) < protocol.MAX_ANSWER_BYTES * 3 / 4, "findings, plans and ports are beside it"
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_of_connections_that_are_told_now_and_then_nothing_counts_twice(seed):
+    """Those of Anna are too many; in the end, when all are told, all has been counted."""
+    rng = random.Random(seed)
+    live, state = {}, Usage()
+    for step in range(60):
+        for one in range(rng.randrange(4)):
+            live[f"{step}.{one}"] = [rng.choice(["anna", "anna", "anna", "ben"]), 0]
+        for carried in live.values():
+            carried[1] += rng.choice([0, 1, 50])
+        told = [Connection(id=name, user=user, up_bytes=up) for name, (user, up) in live.items()]
+        found, left = usage.told(told, 20)
+        state = usage.polled(state, found, left)
+        for user in ("anna", "ben"):
+            assert state.used.get(user, ByteCount()).total() <= sum(up for name, up in live.values() if name == user)
+    state = usage.polled(state, told)
+    assert {name: one.total() for name, one in state.used.items()} == {
+        user: sum(up for name, up in live.values() if name == user) for user in ("anna", "ben")
+    }
+
+
+def test_what_was_seen_of_connections_that_are_not_told_is_bounded(monkeypatch):
+    monkeypatch.setattr(usage, "MAX_SEEN", 100)
+    state = Usage()
+    for index in range(1_000):
+        state = usage.polled(state, [Connection(id=f"id-{index}", user="anna", up_bytes=1)], {"anna": 1})
+    assert (len(state.seen), state.used["anna"].total(), "anna id-999" in state.seen) == (100, 1_000, True)
 
 
 def test_quota_and_end_cut_a_user_and_nobody_else():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
 from latticed.system.findings import IntentRefused
+from latticed.system.long_values import LongValues
 from latticed.system.plugin import Measure, SecretReply, SystemPlugin
 from latticed.system.proxy import accounts, check, decode, devices, ends, subscriptions, usage, values
 from latticed.system.proxy.accounts import Account
@@ -61,6 +62,8 @@ class ProxyCores(SystemPlugin):
         self._usage = Usage()
         self._devices: Mapping[str, int] = {}
         self._connections = 0
+        # Of a user with thousands of connections they are longer than a value of kv.
+        self._values = LongValues(self.host.kv)
         # What kv has, by key: only what differs is written.
         self._stored: dict[str, str] = {}
         # Somebody is let in again who may be by what was approved, and whom the helper does not have yet.
@@ -84,14 +87,14 @@ class ProxyCores(SystemPlugin):
             try:
                 async with self._changing:
                     state = await self._state()
-                    await self._count(state)
+                    unkept = await self._count(state)
                     self._returning = self._returning and not await self.came_to_nothing()
                     if self._returning and self.may_try() and not (state["target"] or {}).get("unconfirmed"):
                         await self._take_effect(state)
                     else:
                         await self._end(state)
                     await self._tell()
-                self._seen = self.with_refusal(_health(state))
+                self._seen = unkept or self.with_refusal(_health(state))
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(self._pause_s())
@@ -184,8 +187,12 @@ class ProxyCores(SystemPlugin):
         """Count a user's bytes from nothing, `{"id"}`; who was over his quota is let in again, as by `enable`."""
         name = self._name(payload)
         async with self._changing:
-            self._usage = usage.reset(self._usage, name)
-            await self._keep()
+            before, self._usage = self._usage, usage.reset(self._usage, name)
+            try:
+                await self._keep_usage()
+            except HostError as error:
+                self._usage = before
+                raise PluginError(f"it cannot be kept: {error.message}") from error
             self._returning = True
             made = await self._take_effect(await self._state())
         return {"id": name, **made}
@@ -255,17 +262,23 @@ class ProxyCores(SystemPlugin):
             if answer["message"]:
                 await self.host.log.warning("subscriptions are not served", reason=answer["message"])
 
-    async def _count(self, state: Any) -> None:
-        """Count what the core tells, and keep it before anything is done with it."""
+    async def _count(self, state: Any) -> Health | None:
+        """Count what the core tells, and keep it before anything is done with it; what is to be said where it cannot
+        be kept: who has to go is cut all the same.
+        """
         live = state["live"] or {}
         # Of a core that does not answer nothing is known: what it tells later would be counted again.
         if live.get("answers"):
-            self._usage, self._devices = await asyncio.to_thread(_polled, self._usage, live["connections"])
-            self._connections = len(live["connections"])
+            self._usage, self._devices = await asyncio.to_thread(_polled, self._usage, live)
+            self._connections = _connected(live)
         applied = await self._confirmed(state)
         for intent in (applied, self._intent()):
             self._usage = usage.ticked(self._usage, _until(intent or {}), int(time.time()))
-        await self._keep()
+        try:
+            await self._keep_usage()
+        except HostError as error:
+            return Health("degraded", f"what users have used is not kept: {error}"[:400])
+        return None
 
     async def _end(self, state: Any, *, told: bool = True) -> Plain | None:
         """Apply the confirmed intent without users who have to end; what is applied then. `told`: plan anew what was
@@ -301,7 +314,7 @@ class ProxyCores(SystemPlugin):
         if not news:
             return
         # First, so that what cannot be kept is not told again and again.
-        await self._keep()
+        await self._write_all(self._accounts_by_key())
         rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
         title = news[0] if len(news) == 1 else f"{len(news)} users have come to their end"
         await self.host.notify.send(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
@@ -420,24 +433,35 @@ class ProxyCores(SystemPlugin):
         """Keep an account; on a failure it is as before."""
         before = self._account(name)
         self._accounts[name] = account
+        key = f"users.{usage.group(name)}"
         try:
-            await self._keep()
+            await self._write(key, self._accounts_by_key()[key])
         except HostError as error:
             self._accounts[name] = before
             raise PluginError(f"it cannot be kept: {error.message}") from error
 
-    async def _keep(self) -> None:
-        """Write what differs from what kv has. HostError: the rest is written at the next look."""
+    async def _keep_usage(self) -> None:
+        await self._write_all(await asyncio.to_thread(_written, self._usage))
+
+    def _accounts_by_key(self) -> dict[str, str]:
         users: list[dict[str, Account]] = [{} for _ in range(usage.GROUPS)]
         for name, account in self._accounts.items():
             users[usage.group(name)][name] = account
-        counted = await asyncio.to_thread(_written, self._usage)
-        for group in range(usage.GROUPS):
-            await self._write(f"usage.{group}", counted[group])
-            await self._write(f"users.{group}", accounts.written(users[group]))
+        return {f"users.{group}": accounts.written(found) for group, found in enumerate(users)}
+
+    async def _write_all(self, texts: Mapping[str, str]) -> None:
+        """Write what differs from what kv has, each that can be. HostError: the rest is tried again at a later look."""
+        failed = None
+        for key, text in texts.items():
+            try:
+                await self._write(key, text)
+            except HostError as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     async def _read(self, key: str) -> str | None:
-        value = await self.host.kv.get_bytes(key)
+        value = await self._values.get(key)
         if value is None:
             return None
         self._stored[key] = zlib.decompress(value).decode("utf-8")
@@ -446,18 +470,23 @@ class ProxyCores(SystemPlugin):
     async def _write(self, key: str, text: str) -> None:
         if self._stored.get(key) == text or (key not in self._stored and text in _EMPTY):
             return
-        await self.host.kv.put(key, zlib.compress(text.encode("utf-8")))
+        await self._values.put(key, zlib.compress(text.encode("utf-8")))
         self._stored[key] = text
 
 
-def _polled(before: Usage, listed: Any) -> tuple[Usage, dict[str, int]]:
+def _polled(before: Usage, live: Any) -> tuple[Usage, dict[str, int]]:
     """The state after a poll, and from how many addresses each user comes; there may be tens of thousands."""
-    told = [Connection(**one) for one in listed]
-    return usage.polled(before, told), usage.sources(told)
+    told = [Connection(**one) for one in live["connections"]]
+    return usage.polled(before, told, live.get("untold", {})), usage.sources(told)
 
 
-def _written(state: Usage) -> tuple[str, ...]:
-    return tuple(usage.written(one) for one in usage.split(state))
+def _connected(live: Any) -> int:
+    """How many connections the core has."""
+    return len(live["connections"]) + sum(live.get("untold", {}).values())
+
+
+def _written(state: Usage) -> dict[str, str]:
+    return {f"usage.{group}": usage.written(one) for group, one in enumerate(usage.split(state))}
 
 
 _EMPTY: Final = frozenset({usage.written(Usage()), accounts.written({})})
@@ -514,4 +543,4 @@ def _health(state: Any) -> Health:
         return Health("degraded", "the core's API does not answer: nothing is counted, and nobody cut")
     if target.get("drifted") or not live.get("sound"):
         return Health("degraded", "drift: the core has ended, or its file is another: latticectl plan apply")
-    return Health("healthy", f"plan {target['confirmed'][:12]}, {len(live['connections'])} connections")
+    return Health("healthy", f"plan {target['confirmed'][:12]}, {_connected(live)} connections")

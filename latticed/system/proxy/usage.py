@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
 GROUPS: Final = 16
+MAX_TOLD: Final = 30_000
+"""Connections that are told one by one, some 200 bytes each: an answer of the helper has 8 MiB."""
+MAX_SEEN: Final = 100_000
+"""Connections of which is kept what was seen, those that are not told at the moment included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +61,23 @@ class Usage:
     ended: Mapping[str, int] = field(default_factory=dict)
 
 
-def polled(before: Usage, connections: Iterable[Connection]) -> Usage:
-    """The state after a poll that told of these connections, all there are."""
+def told(connections: Sequence[Connection], most: int) -> tuple[tuple[Connection, ...], dict[str, int]]:
+    """At most `most` of them, and by user how many are left out: of those who have the most, those with least bytes."""
+    if len(connections) <= most:
+        return tuple(connections), {}
+    by_user: dict[str, list[Connection]] = {}
+    for one in sorted(connections, key=lambda one: (-one.up_bytes - one.down_bytes, one.id)):
+        by_user.setdefault(one.user, []).append(one)
+    ranked = sorted((rank, name, one) for name, listed in by_user.items() for rank, one in enumerate(listed))
+    left = Counter(name for _, name, _ in ranked[most:])
+    return tuple(one for _, _, one in ranked[:most]), dict(left)
+
+
+def polled(before: Usage, connections: Iterable[Connection], partly: Collection[str] = ()) -> Usage:
+    """The state after a poll that told of these connections, all there are but for the users in `partly`.
+
+    Of those it is kept what was seen, since their other connections may be told again; of MAX_SEEN at most.
+    """
     used = dict(before.used)
     seen: dict[str, ByteCount] = {}
     for one in connections:
@@ -70,7 +90,9 @@ def polled(before: Usage, connections: Iterable[Connection]) -> Usage:
         more = ByteCount(up_bytes=now.up_bytes - was.up_bytes, down_bytes=now.down_bytes - was.down_bytes)
         seen[key] = now
         used[one.user] = used.get(one.user, ByteCount()).plus(more)
-    return replace(before, used=used, seen=seen)
+    untold = [key for key in before.seen if key.partition(" ")[0] in partly and key not in seen] if partly else []
+    kept = untold[max(0, len(untold) + len(seen) - MAX_SEEN) :]
+    return replace(before, used=used, seen={**{key: before.seen[key] for key in kept}, **seen})
 
 
 def ticked(before: Usage, until: Mapping[str, int], now_s: int) -> Usage:

@@ -122,6 +122,19 @@ async def test_a_kill_or_a_full_bucket_at_any_write_leaves_the_old_or_the_new_va
     raise AssertionError("expected it to end")
 
 
+@pytest.mark.parametrize("old", [0, 2 * PART_BYTES])
+async def test_what_does_not_fit_takes_no_room_from_others(old):
+    bucket = Bucket()
+    await bucket.again().put(KEY, before := text(old))
+    kept = bucket.again()
+    for point in range(1, 5):
+        bucket.full_at = bucket.changes + point
+        with pytest.raises(HostError):
+            await kept.put(KEY, text(3 * PART_BYTES))
+        assert len(bucket.values) == (3 if old else 1)
+    assert await bucket.again().get(KEY) == before.encode()
+
+
 async def test_a_part_that_is_gone_or_changed_is_damage():
     """And not a shorter value."""
     for change in (lambda values, key: values.pop(key), lambda values, key: values.update({key: b"x"})):
