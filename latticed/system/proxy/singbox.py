@@ -49,6 +49,8 @@ def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     if not intent.reach_private:
         # Resolved first: a name may mean an address of this host.
         rules += [{"action": "resolve"}, {"ip_is_private": True, "action": "reject"}]
+        # Rules are asked for the first datagram of a session alone; so all others go where that one went.
+        rules.append({"action": "route-options", "udp_connect": True})
     by_outbound: dict[str, list[str]] = {}
     for one in inbounds:
         if one.outbound != DIRECT:

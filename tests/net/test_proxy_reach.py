@@ -1,0 +1,112 @@
+"""What a user reaches through a real core without `reach_private`: in a network of its own, with public addresses."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import struct
+import time
+
+import pytest
+
+from latticed.system.proxy import applied, check, decode, devices, render, subscriptions
+from latticed.system.proxy.subscriptions import Format
+from tests.house import cores, netns, ports, proxies
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX),
+    pytest.mark.skipif(netns.why_not() is not None, reason=netns.why_not() or ""),
+]
+PUBLIC = "93.184.216.34"
+
+
+@contextlib.contextmanager
+def client_of(inbound, tmp_path, **changes):
+    """The port on loopback of a client of a sing-box with this inbound."""
+    made = {**inbound, "listen": "127.0.0.1", "port": ports.free()}
+    api = {**proxies.API, "port": ports.free()}
+    intent = decode.read(proxies.document(made, host="127.0.0.1", api=api, **changes))
+    assert check.check(intent) == ()
+    secrets, port = proxies.secrets(intent), ports.free()
+    configuration = applied.config(applied.read(render.render(intent, secrets)), 0)
+    document = subscriptions.write(devices.links(intent, "anna", secrets), Format.SING_BOX)
+    trusted = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+    with (
+        cores.running(configuration, tmp_path, "server", intent.api.port),
+        cores.running(cores.client(document, port), tmp_path, "client", port, **trusted),
+    ):
+        yield port
+
+
+@contextlib.contextmanager
+def udp_session(port):
+    """A socket, and the address that it sends to what is to be sent on (RFC 1928, section 7)."""
+    with socket.create_connection(("127.0.0.1", port), cores.PATIENCE_S) as control, udp("127.0.0.1") as sock:
+        control.sendall(b"\5\1\0")
+        assert control.recv(2) == b"\5\0"
+        control.sendall(b"\5\3\0\1\0\0\0\0\0\0")
+        relay = ("127.0.0.1", struct.unpack(">H", control.recv(64)[8:10])[0])
+        yield sock, relay
+
+
+def udp(address):
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((address, 0))
+    sock.settimeout(0.5)
+    return sock
+
+
+def datagram(peer, data):
+    address, port = peer.getsockname()
+    return b"\0\0\0\1" + ipaddress.ip_address(address).packed + struct.pack(">H", port) + data
+
+
+def arrives(session, peer, data):
+    """Send it until `peer` has it: datagrams may be lost."""
+    sock, relay = session
+    until = time.monotonic() + cores.PATIENCE_S
+    while time.monotonic() < until:
+        sock.sendto(datagram(peer, data), relay)
+        with contextlib.suppress(TimeoutError):
+            while peer.recv(2_000) != data:
+                pass
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["shadowsocks", "trojan", "hysteria2"])
+def test_a_udp_session_that_began_at_a_public_address_reaches_no_private_one(name, tmp_path):
+    async def scenario():
+        tls = cores.certificate(tmp_path, "vpn.example.org")
+        made = {
+            "shadowsocks": proxies.shadowsocks,
+            "trojan": lambda: proxies.trojan(tls=tls),
+            "hysteria2": lambda: proxies.hysteria(tls=tls),
+        }[name]()
+        with client_of(made, tmp_path) as port, udp(PUBLIC) as public, udp("127.0.0.1") as private:
+            with udp_session(port) as session:
+                assert arrives(session, public, b"first")
+                for _ in range(5):
+                    session[0].sendto(datagram(private, b"second"), session[1])
+                assert arrives(session, public, b"third")
+            private.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                private.recv(2_000)
+
+    netns.run((f"{PUBLIC}/32",), scenario)
+
+
+def test_with_reach_private_a_udp_session_reaches_any_number_of_peers(tmp_path):
+    async def scenario():
+        with (
+            client_of(proxies.shadowsocks(), tmp_path, reach_private=True) as port,
+            udp(PUBLIC) as public,
+            udp("127.0.0.1") as private,
+            udp_session(port) as session,
+        ):
+            for one in (public, private, public):
+                assert arrives(session, one, b"hello")
+
+    netns.run((f"{PUBLIC}/32",), scenario)
