@@ -54,15 +54,17 @@ _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")  # all that IANA has allocated 
 _ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})  # upper half of the interface identifier (RFC 5214, 6.1)
 
 
+def blocks(version: int) -> tuple[tuple[Network, str], ...]:
+    """The blocks of an IP version (4 or 6) that are not public, each with its name, the most telling name first."""
+    kind = IPv4Network if version == 4 else IPv6Network
+    return tuple((kind(text), name) for texts, name in (_V4 if version == 4 else _V6) for text in texts.split())
+
+
 @cache
 def _table(version: int) -> tuple[tuple[int, int, str], ...]:
-    """(mask, value, name) of each block, the most telling name first."""
-    blocks: list[tuple[Network, str]] = []
-    for texts, name in _V4 if version == 4 else _V6:
-        kind = IPv4Network if version == 4 else IPv6Network
-        blocks += [(kind(text), name) for text in texts.split()]
+    """(mask, value, name) of each block."""
     # As integers: comparing those takes a fraction of what `address in network` takes.
-    return tuple((int(block.netmask), int(block.network_address), name) for block, name in blocks)
+    return tuple((int(block.netmask), int(block.network_address), name) for block, name in blocks(version))
 
 
 def blocked_class(address: Address) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -110,3 +111,52 @@ def test_with_reach_private_a_udp_session_reaches_any_number_of_peers(tmp_path):
                 assert arrives(session, one, b"hello")
 
     netns.run((f"{PUBLIC}/32",), scenario)
+
+
+PRIVATE = (
+    *("127.0.0.1", "[::1]", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "localhost", "10.1.1.1", "100.64.0.1"),
+    *("169.254.169.254", "192.0.0.8", "198.18.0.1", "168.63.129.16", "[64:ff9b::a01:101]"),
+)
+OF_IT = ("10.1.1.1/32", "100.64.0.1/32", "169.254.169.254/32", "192.0.0.8/32", "198.18.0.1/32", "168.63.129.16/32")
+
+
+@contextlib.contextmanager
+def everywhere():
+    """The port of a server at all addresses, which says hello."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    with listener.accept()[0] as connection:
+                        connection.sendall(b"hello")
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def is_reached(client, host, port):
+    with socket.create_connection(("127.0.0.1", client), cores.PATIENCE_S) as sock:
+        sock.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        told = b""
+        with contextlib.suppress(ConnectionError):
+            while data := sock.recv(1_024):
+                told += data
+        return told.endswith(b"hello")
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_no_private_network_is_reached_unless_said_so(is_open, tmp_path):
+    async def scenario():
+        with client_of(proxies.vmess(), tmp_path, reach_private=is_open) as client, everywhere() as port:
+            # The positive control: a public address of this host, which docs/system-plugins/proxy.md speaks of.
+            assert is_reached(client, PUBLIC, port)
+            reached = [host for host in PRIVATE if is_reached(client, host, port)]
+            assert set(reached) >= {"127.0.0.1", "10.1.1.1", "198.18.0.1"} if is_open else reached == []
+
+    netns.run((f"{PUBLIC}/32", *OF_IT, "64:ff9b::a01:101/128"), scenario)

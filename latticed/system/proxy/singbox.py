@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from latticed.system.proxy import intent as model
-from latticed.system.proxy import values
+from latticed.system.proxy import networks, values
 from latticed.system.proxy.check import API_TAG
 from latticed.system.proxy.intent import DIRECT, CredentialForm, Protocol, reference
 
@@ -48,7 +48,7 @@ def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     rules: list[Plain] = []
     if not intent.reach_private:
         # Resolved first: a name may mean an address of this host.
-        rules += [{"action": "resolve"}, {"ip_is_private": True, "action": "reject"}]
+        rules += [{"action": "resolve"}, {"ip_cidr": list(networks.PRIVATE), "action": "reject"}]
         # Rules are asked for the first datagram of a session alone; so all others go where that one went.
         rules.append({"action": "route-options", "udp_connect": True})
     by_outbound: dict[str, list[str]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.system.proxy import intent as model
-from latticed.system.proxy import values
+from latticed.system.proxy import networks, values
 from latticed.system.proxy.intent import BLOCK, DIRECT, CredentialForm, Protocol, reference
 
 if TYPE_CHECKING:
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     from latticed.system.proxy.intent import Inbound, Outbound, ProxyIntent, User
 
 Plain = dict[str, Any]
-PRIVATE: Final = (
-    *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
-    *("224.0.0.0/3", "::/127", "fc00::/7", "fe80::/10", "ff00::/8"),
-)
-"""Written out: `geoip:private` needs a file that may be missing."""
+_MAPPED: Final = "::ffff:0:0/96"
+"""No block to xray, to which such an address is its IPv4 address."""
 
 
 def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
@@ -42,7 +39,9 @@ def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
 def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     rules: list[Plain] = []
     if not intent.reach_private:
-        rules.append({"type": "field", "ip": list(PRIVATE), "outboundTag": BLOCK})
+        # Written out: `geoip:private` needs a file that may be missing.
+        private = [one for one in networks.PRIVATE if one != _MAPPED]
+        rules.append({"type": "field", "ip": private, "outboundTag": BLOCK})
     by_outbound: dict[str, list[str]] = {}
     for one in inbounds:
         if one.outbound != DIRECT:

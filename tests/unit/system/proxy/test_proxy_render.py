@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import random
 
@@ -10,7 +11,7 @@ import pytest
 from latticed.host.network import intents
 from latticed.model import plan
 from latticed.plans import protocol
-from latticed.system.proxy import applied, check, decode, render, values
+from latticed.system.proxy import applied, check, decode, networks, render, values
 from latticed.system.proxy import intent as model
 from latticed.system.proxy.intent import Core
 from tests.house import cores, proxies
@@ -44,12 +45,30 @@ def test_users_come_with_the_credential_that_each_protocol_asks_for():
 
 def test_private_networks_are_out_of_reach_unless_said_otherwise():
     rules = config(proxies.document())["route"]["rules"]
-    assert rules == [{"action": "resolve"}, {"action": "reject", "ip_is_private": True}]
+    private = list(networks.PRIVATE)
+    rest = {"action": "route-options", "udp_connect": True}
+    assert rules == [{"action": "resolve"}, {"action": "reject", "ip_cidr": private}, rest]
     assert config(proxies.document(reach_private=True))["route"]["rules"] == []
     plain = proxies.document(core="xray")
     del plain["api"]
     (rule,) = config(plain)["routing"]["rules"]
     assert (rule["outboundTag"], "127.0.0.0/8" in rule["ip"]) == ("block", True)
+
+
+def test_what_is_private_is_so_in_nat64_too_and_all_else_there_is_not():
+    private = [ipaddress.ip_network(one) for one in networks.PRIVATE]
+
+    def is_private(text):
+        address = ipaddress.ip_address(text)
+        return any(address in one for one in private if one.version == address.version)
+
+    for each in ("127.0.0.1", "10.1.2.3", "100.64.0.1", "192.0.0.8", "198.18.0.1", "169.254.169.254", "0.0.0.0"):
+        assert is_private(each)
+        assert is_private(f"64:ff9b::{each}")
+    for each in ("::1", "::", "fe80::1", "fd00::1", "64:ff9b:1::1", "::ffff:8.8.8.8", "ff02::1"):
+        assert is_private(each)
+    for each in ("8.8.8.8", "64:ff9b::8.8.8.8", "2606:2800:220:1::1"):
+        assert not is_private(each)
 
 
 def test_the_api_is_on_loopback_with_a_secret():
