@@ -50,7 +50,7 @@ _V6: Final = (
     ("2002::/16", "6to4"),
 )
 """As `_V4`."""
-_GLOBAL_UNICAST: Final = IPv6Network("2000::/3")  # all that IANA has allocated from (RFC 4291, section 2.4)
+GLOBAL_UNICAST: Final = IPv6Network("2000::/3")  # all that IANA has allocated from (RFC 4291, section 2.4)
 _ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})  # upper half of the interface identifier (RFC 5214, 6.1)
 
 
@@ -84,4 +84,4 @@ def blocked_class(address: Address) -> str | None:
         return "zoned"
     if (number >> 32) & 0xFFFF_FFFF in _ISATAP:
         return "ISATAP"
-    return None if address in _GLOBAL_UNICAST else "unallocated"
+    return None if address in GLOBAL_UNICAST else "unallocated"

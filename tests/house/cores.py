@@ -56,17 +56,17 @@ def checked(program: str, configuration: bytes, directory: Path) -> str:
 
 @contextmanager
 def running(
-    configuration: bytes, directory: Path, name: str, port: int, **environment: str
+    configuration: bytes, directory: Path, name: str, port: int, *, core: str = "sing-box", **environment: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """sing-box with this file, ended afterwards; once it listens at `port` of loopback."""
-    program = sing_box()
+    """sing-box, or v2ray for the core xray, with this file, ended afterwards; once it listens at `port` of loopback."""
+    program = sing_box() if core == "sing-box" else v2ray()
     assert program is not None
     path = directory / f"{name}.json"
     path.write_bytes(configuration)
     log = directory / f"{name}.log"
     with log.open("wb") as written:
         child = subprocess.Popen(
-            [program, "run", "-c", path, "-D", directory],
+            [program, *(["run", "-c", path, "-D", directory] if core == "sing-box" else ["-config", path])],
             env={**os.environ, **environment},
             stdout=written,
             stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,17 +26,20 @@ PUBLIC = "93.184.216.34"
 
 @contextlib.contextmanager
 def client_of(inbound, tmp_path, **changes):
-    """The port on loopback of a client of a sing-box with this inbound."""
+    """The port on loopback of a client of a core with this inbound."""
     made = {**inbound, "listen": "127.0.0.1", "port": ports.free()}
-    api = {**proxies.API, "port": ports.free()}
-    intent = decode.read(proxies.document(made, host="127.0.0.1", api=api, **changes))
+    plain = proxies.document(made, host="127.0.0.1", api={**proxies.API, "port": ports.free()}, **changes)
+    core = plain.get("core", "sing-box")
+    if core == "xray":
+        del plain["api"]
+    intent = decode.read(plain)
     assert check.check(intent) == ()
     secrets, port = proxies.secrets(intent), ports.free()
     configuration = applied.config(applied.read(render.render(intent, secrets)), 0)
     document = subscriptions.write(devices.links(intent, "anna", secrets), Format.SING_BOX)
     trusted = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
     with (
-        cores.running(configuration, tmp_path, "server", intent.api.port),
+        cores.running(configuration, tmp_path, "server", made["port"], core=core),
         cores.running(cores.client(document, port), tmp_path, "client", port, **trusted),
     ):
         yield port
@@ -160,3 +164,77 @@ def test_no_private_network_is_reached_unless_said_so(is_open, tmp_path):
             assert set(reached) >= {"127.0.0.1", "10.1.1.1", "198.18.0.1"} if is_open else reached == []
 
     netns.run((f"{PUBLIC}/32", *OF_IT, "64:ff9b::a01:101/128"), scenario)
+
+
+NAME = "evil.example.org"
+
+
+def resolver():
+    """The address that this host's programs ask for names."""
+    lines = Path("/etc/resolv.conf").read_text().splitlines()
+    return next((one.split()[1] for one in lines if one.startswith("nameserver ")), "127.0.0.1")
+
+
+@contextlib.contextmanager
+def names(address, *answers):
+    """A server of names there: each question for the IPv4 address of NAME gets the next answer, then the last; an
+    empty one is none.
+    """
+    left = list(answers)
+
+    def answered(question):
+        place, labels = 12, []
+        while size := question[place]:
+            labels.append(question[place + 1 : place + 1 + size].decode())
+            place += size + 1
+        head, asked = question[:2], question[12 : place + 5]
+        is_a = struct.unpack(">H", question[place + 1 : place + 3])[0] == 1
+        if ".".join(labels) != NAME:
+            return head + b"\x81\x83\0\1\0\0\0\0\0\0" + asked
+        answer = (left.pop(0) if len(left) > 1 else left[0]) if is_a else ""
+        if not answer:
+            return head + b"\x81\x80\0\1\0\0\0\0\0\0" + asked
+        record = b"\xc0\x0c\0\1\0\1\0\0\0\0\0\4" + ipaddress.ip_address(answer).packed
+        return head + b"\x81\x80\0\1\0\1\0\0\0\0" + asked + record
+
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, 53))
+
+        def serve():
+            while (found := sock.recvfrom(2_000))[0]:
+                sock.sendto(answered(found[0]), found[1])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            with socket.socket(family, socket.SOCK_DGRAM) as last:
+                last.sendto(b"", (address, 53))
+            thread.join()
+
+
+@pytest.mark.parametrize("core", ["sing-box", "xray"])
+@pytest.mark.parametrize(
+    ("answers", "is_there"),
+    [(["127.0.0.1"], False), (["", "127.0.0.1"], False), (["", "", "127.0.0.1"], False), ([PUBLIC], True)],
+)
+def test_a_name_that_is_not_found_at_first_leads_to_no_private_network(core, answers, is_there, tmp_path):
+    if core == "xray" and cores.v2ray() is None:
+        pytest.skip(cores.NO_V2RAY)
+
+    async def scenario():
+        with (
+            names(resolver(), *answers),
+            client_of(proxies.vmess(), tmp_path, core=core) as client,
+            everywhere() as port,
+        ):
+            assert is_reached(client, NAME, port) == is_there
+            assert is_reached(client, PUBLIC, port)
+            assert not is_reached(client, "127.0.0.1", port)
+
+    own = resolver()
+    netns.run(
+        (f"{PUBLIC}/32", *([f"{own}/{128 if ':' in own else 32}"] if not own.startswith("127.") else [])), scenario
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final
 
 from latticed.model import addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 """By these addresses a host without IPv4 reaches all of it (RFC 6052): no more of them are private than of IPv4's."""
@@ -24,4 +24,21 @@ def _private() -> Iterator[str]:
             yield str(block)
 
 
+def _public() -> Iterator[str]:
+    """All else: of IPv4 piece by piece, of IPv6 where some is."""
+    left = [IPv4Network("0.0.0.0/0")]
+    for block, _ in addresses.blocks(4):
+        left = [piece for one in left for piece in _without(one, block)]
+    yield from (str(one) for one in left)
+    yield from (str(addresses.GLOBAL_UNICAST), str(_NAT64))
+
+
+def _without(network: IPv4Network, block: addresses.Network) -> Iterable[IPv4Network]:
+    if not isinstance(block, IPv4Network) or not network.overlaps(block):
+        return (network,)
+    return network.address_exclude(block) if block.subnet_of(network) else ()
+
+
 PRIVATE: Final = tuple(sorted(_private()))
+PUBLIC: Final = tuple(sorted(_public()))
+"""Within PRIVATE nothing of IPv4; where an address of IPv6 is in both, PRIVATE counts."""

@@ -21,16 +21,13 @@ _MAPPED: Final = "::ffff:0:0/96"
 def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
     """Of an intent that passed `check`. `secrets`: the value of each reference, or what is shown."""
     inbounds = sorted(intent.inbounds, key=lambda one: one.tag)
-    outbounds = sorted(intent.outbounds, key=lambda one: one.tag)
+    others = [_outbound(one) for one in sorted(intent.outbounds, key=lambda one: one.tag)]
+    direct, block = {"protocol": "freedom", "tag": DIRECT}, {"protocol": "blackhole", "tag": BLOCK}
     return {
         "log": {"loglevel": "warning", "access": "none"},
         "inbounds": [_inbound(intent, one, secrets) for one in inbounds],
-        "outbounds": [
-            # The first is what takes everything that no rule names.
-            {"protocol": "freedom", "tag": DIRECT},
-            *(_outbound(one) for one in outbounds),
-            {"protocol": "blackhole", "tag": BLOCK},
-        ],
+        # The first is what takes everything that no rule names.
+        "outbounds": [direct, *others, block] if intent.reach_private else [block, direct, *others],
         # IPOnDemand: a name may mean an address of this host.
         "routing": {"domainStrategy": "IPOnDemand", "rules": _rules(intent, inbounds)},
     }
@@ -46,7 +43,14 @@ def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     for one in inbounds:
         if one.outbound != DIRECT:
             by_outbound.setdefault(one.outbound, []).append(one.tag)
-    rules += [{"type": "field", "inboundTag": by_outbound[tag], "outboundTag": tag} for tag in sorted(by_outbound)]
+    # A name that is not found is asked for again by each rule, and by the outbound: it gets no further without a public
+    # address, since it may mean this host by then.
+    found = {} if intent.reach_private else {"ip": list(networks.PUBLIC)}
+    rules += [
+        {"type": "field", "inboundTag": by_outbound[tag], "outboundTag": tag, **found} for tag in sorted(by_outbound)
+    ]
+    if found:
+        rules.append({"type": "field", "outboundTag": DIRECT, **found})
     return rules
 
 

@@ -51,8 +51,16 @@ def test_private_networks_are_out_of_reach_unless_said_otherwise():
     assert config(proxies.document(reach_private=True))["route"]["rules"] == []
     plain = proxies.document(core="xray")
     del plain["api"]
-    (rule,) = config(plain)["routing"]["rules"]
-    assert (rule["outboundTag"], "127.0.0.0/8" in rule["ip"]) == ("block", True)
+    found = config(plain)
+    private, public = found["routing"]["rules"]
+    assert (private["outboundTag"], "127.0.0.0/8" in private["ip"]) == ("block", True)
+    assert (public["outboundTag"], found["outbounds"][0]["tag"]) == ("direct", "block")
+    found = config({**plain, "reach_private": True})
+    assert (found["routing"]["rules"], found["outbounds"][0]["tag"]) == ([], "direct")
+
+
+def v4(networks):
+    return [one for one in networks if one.version == 4]
 
 
 def test_what_is_private_is_so_in_nat64_too_and_all_else_there_is_not():
@@ -62,6 +70,10 @@ def test_what_is_private_is_so_in_nat64_too_and_all_else_there_is_not():
         address = ipaddress.ip_address(text)
         return any(address in one for one in private if one.version == address.version)
 
+    public = [ipaddress.ip_network(one) for one in networks.PUBLIC]
+    size = sum(one.num_addresses for one in public if one.version == 4)
+    assert size + sum(one.num_addresses for one in ipaddress.collapse_addresses(v4(private))) == 1 << 32
+    assert not any(one.overlaps(other) for one in v4(private) for other in v4(public))
     for each in ("127.0.0.1", "10.1.2.3", "100.64.0.1", "192.0.0.8", "198.18.0.1", "169.254.169.254", "0.0.0.0"):
         assert is_private(each)
         assert is_private(f"64:ff9b::{each}")
