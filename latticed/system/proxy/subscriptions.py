@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 LOCAL_PORT: Final = 2_080
 """Of the device, where programs find the proxy: HTTP and SOCKS."""
-SELECTED: Final = "proxy"
-"""The outbound, or group, that stands for all."""
+SELECTED: Final = "_proxy"
+"""The outbound, or group, that stands for all. No tag of an inbound begins like that."""
+_DIRECT: Final = "_direct"
+_CLASH_OWN: Final = frozenset({"DIRECT", "REJECT", "REJECT-DROP", "PASS", "COMPATIBLE", "GLOBAL"})
+"""What Clash names itself, and takes no proxy with."""
 _HEADER: Final = "Sec-WebSocket-Protocol"
 """Where a WebSocket carries its early data."""
 
@@ -75,9 +78,9 @@ def _sing_box(found: Sequence[ShareLink]) -> dict[str, Any]:
     return {
         "log": {"level": "warn"},
         "inbounds": [{"type": "mixed", "tag": "local", "listen": "127.0.0.1", "listen_port": LOCAL_PORT}],
-        "outbounds": [*select, *(_outbound(one) for one in found), {"type": "direct", "tag": "direct"}],
+        "outbounds": [*select, *(_outbound(one) for one in found), {"type": "direct", "tag": _DIRECT}],
         # Nothing goes past the proxy, also when there is none.
-        "route": {"final": SELECTED} if names else {"rules": [{"action": "reject"}], "final": "direct"},
+        "route": {"final": SELECTED} if names else {"rules": [{"action": "reject"}], "final": _DIRECT},
     }
 
 
@@ -125,7 +128,7 @@ def _tls(link: ShareLink) -> dict[str, Any]:
 
 
 def _clash(found: Sequence[ShareLink]) -> dict[str, Any]:
-    names = [one.name for one in found]
+    names = [_clash_name(one) for one in found]
     groups = [{"name": SELECTED, "type": "select", "proxies": names}] if names else []
     return {
         "mixed-port": LOCAL_PORT,
@@ -137,10 +140,14 @@ def _clash(found: Sequence[ShareLink]) -> dict[str, Any]:
     }
 
 
+def _clash_name(link: ShareLink) -> str:
+    return f"_{link.name}" if link.name in _CLASH_OWN else link.name
+
+
 def _proxy(link: ShareLink) -> dict[str, Any]:
     """One entry of `proxies`, as mihomo reads it."""
     kind = "ss" if link.protocol is Protocol.SHADOWSOCKS else str(link.protocol)
-    made: dict[str, Any] = {"name": link.name, "type": kind, "server": link.host, "port": link.port}
+    made: dict[str, Any] = {"name": _clash_name(link), "type": kind, "server": link.host, "port": link.port}
     if link.protocol in {Protocol.VLESS, Protocol.VMESS}:
         made["uuid"] = link.credential
     else:

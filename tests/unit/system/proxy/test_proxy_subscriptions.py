@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from latticed.system.proxy import decode, devices, links, subscriptions
+from latticed.system.proxy import check, decode, devices, links, subscriptions
 from latticed.system.proxy.subscriptions import Format
 from tests.house import cores, proxies
 
@@ -60,8 +60,8 @@ def test_sing_box_takes_its_profile(given, tmp_path):
 def test_clash_is_one_proxy_a_link_and_a_group_of_all(given):
     found = json.loads(subscriptions.write(given, Format.CLASH))
     named = {one["name"]: one for one in found["proxies"]}
-    assert found["proxy-groups"] == [{"name": "proxy", "type": "select", "proxies": [one.name for one in given]}]
-    assert found["rules"] == ["MATCH,proxy"]
+    assert found["proxy-groups"] == [{"name": "_proxy", "type": "select", "proxies": [one.name for one in given]}]
+    assert found["rules"] == ["MATCH,_proxy"]
     keys = {name: sorted(one) for name, one in named.items()}
     common = ["name", "port", "server", "type"]
     assert keys["ss"] == sorted([*common, "cipher", "password", "udp"])
@@ -73,6 +73,28 @@ def test_clash_is_one_proxy_a_link_and_a_group_of_all(given):
     assert (named["reality"]["tls"], named["reality"]["servername"]) == (True, "www.example.com")
     assert (named["reality"]["flow"], named["ss"]["type"]) == ("xtls-rprx-vision", "ss")
     assert json.loads(subscriptions.write((), Format.CLASH))["rules"] == ["MATCH,REJECT"]
+
+
+TAGS = ("proxy", "direct", "local", "DIRECT", "REJECT", "REJECT-DROP", "PASS", "COMPATIBLE", "GLOBAL")
+
+
+def tagged(*tags):
+    intent = decode.read(proxies.document(*(proxies.trojan(tag, 8_000 + at) for at, tag in enumerate(tags))))
+    assert check.check(intent) == ()
+    return devices.links(intent, "anna", proxies.secrets(intent))
+
+
+def test_sing_box_takes_a_profile_of_inbounds_whatever_their_tags_are(tmp_path):
+    program = cores.sing_box() or pytest.skip(cores.NO_SING_BOX)
+    assert cores.checked(program, subscriptions.write(tagged(*TAGS), Format.SING_BOX), tmp_path) == ""
+
+
+def test_no_name_of_a_clash_profile_is_there_twice_or_one_of_its_own():
+    found = json.loads(subscriptions.write(tagged(*TAGS), Format.CLASH))
+    names = [one["name"] for one in (*found["proxies"], *found["proxy-groups"])]
+    assert len(set(names)) == len(TAGS) + 1
+    assert not set(names) & {"DIRECT", "REJECT", "REJECT-DROP", "PASS", "COMPATIBLE", "GLOBAL"}
+    assert set(found["proxy-groups"][0]["proxies"]) == {one["name"] for one in found["proxies"]}
 
 
 @pytest.mark.parametrize(
