@@ -188,8 +188,9 @@ class ProxyCores(SystemPlugin):
         name = self._name(payload)
         async with self._changing:
             before, self._usage = self._usage, usage.reset(self._usage, name)
+            key = f"usage.{usage.group(name)}"
             try:
-                await self._keep_usage()
+                await self._write(key, (await asyncio.to_thread(_written, self._usage))[key])
             except HostError as error:
                 self._usage = before
                 raise PluginError(f"it cannot be kept: {error.message}") from error
@@ -219,8 +220,8 @@ class ProxyCores(SystemPlugin):
         return {"id": name, "path": path, **({"url": f"{url}{path}", "conf": f"{url}{path}"} if url else {})}
 
     async def do_revoke(self, payload: Any) -> Any:
-        """Take a user's token away, `{"id"}`; whether there was one."""
-        name = self._name(payload)
+        """Take a user's token away, `{"id"}`, of one who is not configured any more, too; whether there was one."""
+        name = self._name(payload, of=self._accounts)
         async with self._changing:
             had = bool(self._account(name).token)
             await self._set(name, replace(self._account(name), token=""))
@@ -274,10 +275,11 @@ class ProxyCores(SystemPlugin):
         applied = await self._confirmed(state)
         for intent in (applied, self._intent()):
             self._usage = usage.ticked(self._usage, _until(intent or {}), int(time.time()))
+        self._forget(state, applied)
         try:
-            await self._keep_usage()
+            await self._keep()
         except HostError as error:
-            return Health("degraded", f"what users have used is not kept: {error}"[:400])
+            return Health("degraded", f"what users have used, or who is disabled, is not kept: {error}"[:400])
         return None
 
     async def _end(self, state: Any, *, told: bool = True) -> Plain | None:
@@ -412,15 +414,15 @@ class ProxyCores(SystemPlugin):
             raise PluginError(error.reason) from error
         return intent
 
-    def _name(self, payload: Any, more: Collection[str] = ()) -> str:
-        """The id of a configured user in a payload."""
+    def _name(self, payload: Any, more: Collection[str] = (), of: Collection[str] = ()) -> str:
+        """The id of a configured user in a payload, or of another one in `of`."""
         known = {"id", *more}
         if not isinstance(payload, dict) or "id" not in payload or payload.keys() - known:
             raise PluginError(f"expected an object with id, and at most {', '.join(sorted(known))}")
         if not all(isinstance(one, str) for one in payload.values()):
             raise PluginError(f"{', '.join(sorted(payload))}: expected text")
         name: str = payload["id"]
-        if name not in {one["id"] for one in self.config.get("users", [])}:
+        if name not in {*of, *(one["id"] for one in self.config.get("users", []))}:
             raise PluginError(f"the configuration has no user {name[:40]!r}")
         return name
 
@@ -440,8 +442,19 @@ class ProxyCores(SystemPlugin):
             self._accounts[name] = before
             raise PluginError(f"it cannot be kept: {error.message}") from error
 
-    async def _keep_usage(self) -> None:
-        await self._write_all(await asyncio.to_thread(_written, self._usage))
+    def _forget(self, state: Any, applied: Plain | None) -> None:
+        """Drop what is kept of users who are gone, so that whoever gets an id later has nothing of it.
+
+        Of nobody while a plan is unconfirmed, since an undo may bring him back.
+        """
+        if applied is None or state["target"].get("unconfirmed"):
+            return
+        names = {one["id"] for intent in (applied, self._intent()) for one in intent.get("users", [])}
+        self._usage = usage.of_users(self._usage, names)
+        self._accounts = {name: one for name, one in self._accounts.items() if name in names}
+
+    async def _keep(self) -> None:
+        await self._write_all({**await asyncio.to_thread(_written, self._usage), **self._accounts_by_key()})
 
     def _accounts_by_key(self) -> dict[str, str]:
         users: list[dict[str, Account]] = [{} for _ in range(usage.GROUPS)]

@@ -111,6 +111,12 @@ def reset(before: Usage, user: str) -> Usage:
     return replace(before, used={name: count for name, count in before.used.items() if name != user})
 
 
+def of_users(before: Usage, names: Collection[str]) -> Usage:
+    """With what these users have used, and nobody else."""
+    used = {name: count for name, count in before.used.items() if name in names}
+    return replace(before, used=used, ended={name: end for name, end in before.ended.items() if name in names})
+
+
 def over(state: Usage, until: Mapping[str, int], quotas: Mapping[str, int], now_s: int) -> frozenset[str]:
     """Who has to be cut: those over their quota, and those whose end is reached, or was once. By user, of the intent.
 

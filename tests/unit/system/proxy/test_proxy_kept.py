@@ -44,9 +44,13 @@ class Core(Helper):
         self.kv = Kv(self.bucket.ask)
         self.told = []
         self.live = {}
+        self.unconfirmed = ""
+        self.looks = 0
 
     async def state(self, kind):
         found = await super().state(kind)
+        self.looks += 1
+        found["target"]["unconfirmed"] = self.unconfirmed
         return {**found, "live": {"answers": True, "sound": True, "connections": self.told, **self.live}}
 
     def let_in(self):
@@ -131,8 +135,65 @@ async def test_a_reset_that_cannot_be_kept_counts_on():
     core = Core()
     plugin = await applied(core, "anna")
     plugin._usage = usage.Usage(used={"anna": ByteCount(up_bytes=5)})
-    await plugin._keep_usage()
+    await plugin._keep()
     core.bucket.refused = ("usage.",)
     with pytest.raises(proxy.PluginError, match="cannot be kept"):
         await plugin.do_reset({"id": "anna"})
     assert plugin._usage.used["anna"].total() == 5
+
+
+async def looked(plugin, core, monkeypatch):
+    """Look twice, the second time at what the first has kept."""
+    until = core.looks + 3
+    await looking(plugin, lambda: core.looks >= until, monkeypatch)
+
+
+async def started(core, *users):
+    plugin = plugin_of(core, *users)
+    await plugin.started()
+    return plugin
+
+
+async def test_what_is_kept_of_a_user_goes_with_him_and_not_before_he_is_gone_for_good(monkeypatch):
+    """Not while the plan without him is unapproved, nor unconfirmed, nor when that is undone."""
+    core, rng = Core(), random.Random(1)
+    ended = proxies.user("cleo", expires_at=int(time.time()) - 60)
+    plugin = await applied(core, "anna", "ben", ended)
+    await plugin.do_token({"id": "ben"})
+    core.told = [connection(rng, "anna", 5), connection(rng, "ben", 5)]
+    await looked(plugin, core, monkeypatch)
+    await plugin.do_disable({"id": "ben"})
+    kept = plugin._accounts["ben"], plugin._usage.used["ben"]
+    assert "cleo" in plugin._usage.ended
+    with_all = core.confirmed
+    for unconfirmed in ("", "f" * 64, ""):
+        core.unconfirmed = unconfirmed
+        without = await started(core, "anna")
+        await looked(without, core, monkeypatch)
+        assert (without._accounts["ben"], without._usage.used["ben"]) == kept
+    # What an undo brings back is confirmed; who is to come with an unconfirmed plan is not.
+    await core.apply((await without.do_plan(None))["sha256"])
+    assert core.confirmed != with_all
+    core.unconfirmed = with_all
+    await looked(without, core, monkeypatch)
+    assert (without._accounts["ben"], without._usage.used["ben"]) == kept
+    core.unconfirmed = ""
+    await looked(without, core, monkeypatch)
+    again = await started(core, "anna", "ben", ended)
+    assert again._account("ben") == Account()
+    assert set(again._usage.used) == {"anna"}
+    assert again._usage.ended == {}
+    # What he had open is not counted for whoever has the id now.
+    await looked(again, core, monkeypatch)
+    assert again._usage.used.get("ben", ByteCount()).total() == 0
+
+
+async def test_a_token_can_be_revoked_of_a_user_who_is_configured_no_more():
+    core = Core()
+    plugin = await applied(core, "anna", "ben")
+    await plugin.do_token({"id": "ben"})
+    without = await started(core, "anna")
+    assert await without.do_revoke({"id": "ben"}) == {"id": "ben", "revoked": True}
+    assert (await started(core, "anna"))._account("ben").token == ""
+    with pytest.raises(proxy.PluginError, match="has no user"):
+        await without.do_revoke({"id": "cleo"})
