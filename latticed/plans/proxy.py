@@ -141,31 +141,24 @@ class ProxyKind:
         """The core, who is connected, and the ports of others.
 
         Facts: as `proxy.sources.plain` has them, `running`, `waiting_s`, `connections`: `{id, user, source, up_bytes,
-        down_bytes}` of each, `untold`: by user how many more he has, where they are too many for one answer, `answers`:
-        whether the core's API did, where it has one, `rendering`: digest of what is wanted, `sound`: whether the core
-        has that as its file, but for users who go or come back, `coming`: names of the latter, `unfinished`: as `Live`.
+        down_bytes}` of each, `ended`: the same of some that are no more, `untold`: by user how many more of both there
+        are, where they are too many for one answer, `answers`: whether the core's API did, where it has one,
+        `rendering`: digest of what is wanted, `sound`: whether the core has that as its file, but for users who go or
+        come back, `coming`: names of the latter, `unfinished`: as `Live`.
         """
         found = self._seen(tools)
         facts = sources.plain(sources.facts(found.ports, found.ours()))
         told = self._connections(found)
         sound, unfinished, coming = self._judged(found, told)
         listed, untold = usage.told(told or (), usage.MAX_TOLD)
-        connections = [
-            {
-                "id": one.id,
-                "user": one.user,
-                "source": one.source,
-                "up_bytes": one.up_bytes,
-                "down_bytes": one.down_bytes,
-            }
-            for one in listed
-        ]
         running = bool(found.pid)
         facts |= {"running": running, "waiting_s": found.waiting_s, "answers": told is not None}
         facts |= {"rendering": _digest(found.wanted), "sound": sound, "unfinished": unfinished}
         facts |= {"coming": sorted(coming), "untold": untold}
+        for name, is_open in (("connections", True), ("ended", False)):
+            facts[name] = [_told(one) for one in listed if one.is_open is is_open]
         return Live(
-            facts={**facts, "connections": connections},
+            facts=facts,
             basis=_basis(found.wanted, running=running),
             text=renderer.text(values.redacted(found.wanted)).decode("ascii") if found.wanted else "",
             unfinished=unfinished,
@@ -187,7 +180,7 @@ class ProxyKind:
         moved = applied.moves(wanted.core, found.started, config)
         if moved is None:
             return False, False, nobody
-        back = any(one.user and one.user not in names for one in told or ())
+        back = any(one.is_open and one.user and one.user not in names for one in told or ())
         due = found.waiting_s is None or found.waiting_s >= self.batch_s
         return True, back or (bool(moved.gone | moved.come) and due), moved.come
 
@@ -283,11 +276,14 @@ class ProxyKind:
             return False
         if found.waiting_s is None:
             self._write("waiting", b"", owner=0)
-        ids = (one.id for one in told or () if one.user in moved.gone)
+        ids = (one.id for one in told or () if one.is_open and one.user in moved.gone)
         return self._api.closed(_api_of(found.wanted), found.pid, ids, until)
 
     def _connections(self, found: _Core) -> tuple[Connection, ...] | None:
-        """Who is connected; nobody where it has no API, or has not bound it yet; None where it does not answer."""
+        """Who is connected, or was just before; nobody where it has no API, or has not bound it yet.
+
+        None where it does not answer.
+        """
         service = _api_of(found.wanted) if found.pid else {}
         if not service or ("tcp", service["listen_port"]) not in found.ours():
             return ()
@@ -392,6 +388,10 @@ class ProxyKind:
     def _remove(self, *names: str) -> None:
         for name in names:
             Path(self.directory, name).unlink(missing_ok=True)
+
+
+def _told(one: Connection) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in ("id", "user", "source", "up_bytes", "down_bytes")}
 
 
 def _holds(path: Path, data: bytes) -> bool:

@@ -109,6 +109,11 @@ def listed(intent):
         return api.connections(answer.read(api.frame_length(answer.read(api.HEADER_BYTES))))
 
 
+def opened(intent):
+    """Who has a connection."""
+    return {one.user for one in listed(intent) if one.is_open}
+
+
 def counted(intent, user, size):
     """What the core tells once it has counted that many bytes of a user each way: a moment after it has sent them."""
     told = []
@@ -155,7 +160,7 @@ def test_quota_cuts_one_and_the_other_never_pauses(intent, tmp_path, echo):
             assert anna.recv(1) == b""
         for _ in range(4):
             carried(ben)
-        processes.until(lambda: {one.user for one in listed(intent)} == {"ben"}, what="the end of Anna's connection")
+        processes.until(lambda: opened(intent) == {"ben"}, what="the end of Anna's connection")
         assert usage.sources(listed(intent)) == {"ben": 1}
 
 
@@ -171,6 +176,30 @@ def test_a_core_that_is_killed_loses_no_usage_that_was_polled(intent, tmp_path, 
         state = usage.polled(state, counted(intent, "ben", CHUNK))
     assert 4 * CHUNK <= state.used["ben"].total() < 5 * CHUNK
     assert before.total() < 3 * CHUNK
+
+
+def test_a_connection_that_ends_before_it_was_polled_is_counted_once(intent, tmp_path, echo):
+    """Where the core tells it: of those that have ended it does of some."""
+
+    def ended():
+        told = []
+
+        def is_over():
+            told[:] = listed(intent)
+            return not any(one.is_open for one in told)
+
+        with stream(intent, "ben", tmp_path, echo) as ben:
+            carried(ben)
+        processes.until(is_over, what="the end of Ben's connection")
+        return told
+
+    with served(intent, tmp_path):
+        told = next(filter(None, (ended() for _ in range(20))))
+    state = Usage()
+    for _ in range(2):
+        state = usage.polled(usage.read(usage.written(state)), told[-1:])
+        assert 2 * CHUNK <= state.used["ben"].total() < 3 * CHUNK
+    assert usage.sources(told) == {}
 
 
 def test_the_api_tells_nothing_without_its_secret(intent, tmp_path):

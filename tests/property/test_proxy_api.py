@@ -53,7 +53,8 @@ def test_users_sources_and_bytes_are_read():
     )
     assert (second.user, second.source, second.down_bytes) == ("ben", "2001:db8::1", 127)
     assert api.connections(told()) == ()
-    assert api.connections(told(ANNA, closed=1)) == ()
+    (ended,) = api.connections(told(ANNA, closed=1))
+    assert (ended.is_open, first.is_open, ended.id, ended.down_bytes) == (False, True, IDS[0], 1 << 40)
 
 
 def test_what_is_no_whole_list_is_refused():

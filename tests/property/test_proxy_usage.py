@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import asdict
 
 import msgspec
 import pytest
 
-from latticed.plans import protocol
+from latticed.plans import protocol, proxy
 from latticed.system.proxy import usage
 from latticed.system.proxy.usage import ByteCount, Connection, Usage
 
@@ -21,6 +20,7 @@ class World:
         self.rng = rng
         self.ids = itertools.count()
         self.live = {}
+        self.over = {}  # ended, and told still
         self.carried = {}  # by user: all bytes that went through
         self.at_risk = {}  # by user: bytes of ended connections that no kept poll has seen
         self.unseen = {}  # by connection: bytes since the last kept poll
@@ -52,29 +52,35 @@ class World:
     def close(self, name=None):
         if self.live:
             name = name or self.rng.choice(list(self.live))
-            user = self.live.pop(name)[0]
-            self.at_risk[user] = self.at_risk.get(user, 0) + self.unseen.pop(name)
+            self.over[name] = self.live.pop(name)
+            while len(self.over) > 2:
+                self.forget(next(iter(self.over)))
+
+    def forget(self, name):
+        user = self.over.pop(name)[0]
+        self.at_risk[user] = self.at_risk.get(user, 0) + self.unseen.pop(name)
 
     def told(self):
         return [
-            Connection(id=name, user=user, up_bytes=up, down_bytes=down) for name, (user, up, down) in self.live.items()
+            Connection(id=name, user=user, up_bytes=up, down_bytes=down, is_open=name in self.live)
+            for name, (user, up, down) in {**self.live, **self.over}.items()
         ]
 
     def poll(self):
-        told = [
-            Connection(id=name, user=user, up_bytes=up, down_bytes=down) for name, (user, up, down) in self.live.items()
-        ]
+        told = self.told()
         self.rng.shuffle(told)
         self.state = usage.polled(self.state, told)
         if self.rng.random() < 0.2:
             return  # the daemon is killed before it is kept
         parts = usage.split(self.state)
         self.kept = [usage.written(one) for one in parts]
-        self.unseen = dict.fromkeys(self.live, 0)
+        self.unseen = dict.fromkeys([*self.live, *self.over], 0)
 
     def core_killed(self):
         for name in list(self.live):
             self.close(name)
+        for name in list(self.over):
+            self.forget(name)
 
     def daemon_killed(self):
         self.state = usage.joined(map(usage.read, self.kept or []))
@@ -104,9 +110,7 @@ def test_the_same_poll_again_changes_nothing(seed):
     world = World(random.Random(seed))
     for _ in range(80):
         world.step()
-    told = [
-        Connection(id=name, user=user, up_bytes=up, down_bytes=down) for name, (user, up, down) in world.live.items()
-    ]
+    told = world.told()
     once = usage.polled(world.state, told)
     assert usage.polled(once, told) == usage.polled(once, [*told, *told]) == once
 
@@ -116,6 +120,31 @@ def test_counters_that_go_back_count_nothing():
     state = usage.polled(state, [Connection(id="a", user="anna", up_bytes=4, down_bytes=6)])
     state = usage.polled(state, [Connection(id="a", user="anna", up_bytes=10, down_bytes=6)])
     assert state.used["anna"] == ByteCount(up_bytes=10, down_bytes=6)
+
+
+def test_what_ended_between_two_polls_is_counted_once_and_is_no_device():
+    ended = Connection(id="a", user="anna", source="198.51.100.1", up_bytes=10, down_bytes=5, is_open=False)
+    state = usage.polled(Usage(), [ended])
+    for _ in range(3):
+        state = usage.polled(usage.read(usage.written(state)), [ended])
+        assert state.used["anna"].total() == 15
+    assert usage.sources([ended]) == {}
+    assert usage.polled(state, []).seen == {}
+
+
+def test_what_a_version_before_has_counted_is_not_counted_again_after_its_end():
+    """It knew of open connections alone, and forgot those that had ended, which the core tells still."""
+    before = usage.read('{"used": {"anna": [100, 0]}, "seen": {"anna b": [40, 0]}, "ended": {}}')
+    told = [
+        Connection(id="a", user="anna", up_bytes=60, is_open=False),
+        Connection(id="b", user="anna", up_bytes=45, is_open=False),
+        Connection(id="c", user="anna", up_bytes=7),
+    ]
+    state = usage.polled(usage.joined([before, Usage()]), told)
+    assert state.used["anna"].total() == 100 + 5 + 7
+    assert usage.polled(state, [*told, Connection(id="d", user="anna", up_bytes=1, is_open=False)]).used[
+        "anna"
+    ] == ByteCount(up_bytes=113)
 
 
 def test_what_is_kept_is_bounded_by_what_is_live():
@@ -139,7 +168,7 @@ def test_too_many_connections_are_told_in_part_and_only_of_who_has_the_most():
 
 def test_the_longest_answer_that_tells_connections_is_one_that_the_helper_gives():
     most = Connection(id="x" * 36, user="u" * 32, source="f" * 45, up_bytes=(1 << 63) - 1, down_bytes=(1 << 63) - 1)
-    told = msgspec.json.encode([asdict(most)] * usage.MAX_TOLD)
+    told = msgspec.json.encode([proxy._told(most)] * usage.MAX_TOLD)
     assert len(told) < protocol.MAX_ANSWER_BYTES * 3 / 4, "findings, plans and ports are beside it"
 
 

@@ -4,8 +4,9 @@
     POST /daemon.StartedService/CloseConnection          ends one; also answers well for one that is not there
     Authorization: Bearer SECRET
 
-Measured with 1.14: the first frame tells of all connections that are open, and has the mark `reset`. A frame is a byte
-of flags, four of length, and a message of protobuf; with the highest flag it is the end instead, as headers.
+Measured with 1.14: the first frame tells of all connections that are open, and of some that have ended, with all their
+bytes; none that it tells no more comes back. It has the mark `reset`. A frame is a byte of flags, four of length, and a
+message of protobuf; with the highest flag it is the end instead, as headers.
 """
 
 from __future__ import annotations
@@ -88,16 +89,17 @@ def refusal(body: bytes) -> str:
 
 
 def connections(message: bytes) -> tuple[Connection, ...]:
-    """The open connections of the first frame, in its order; ValueError for anything else."""
+    """The connections of the first frame, in its order, those included that have ended and that it tells still.
+
+    ValueError for anything else.
+    """
     found, is_whole = [], False
     # One field after the other: a core that was taken over may tell millions of them.
     for number, value in _fields(message):
         is_whole = is_whole or (number, value) == (_RESET, 1)
         if number == _EVENTS:
             event = dict(_fields(_bytes(value, MAX_EVENT_BYTES)))
-            one = dict(_fields(_bytes(event.get(_CONNECTION))))
-            if not one.get(_CLOSED_AT):
-                found.append(_connection(one))
+            found.append(_connection(dict(_fields(_bytes(event.get(_CONNECTION))))))
     if not is_whole:
         raise ValueError("no list of all connections")
     return tuple(found)
@@ -116,6 +118,7 @@ def _connection(fields: dict[int, int | bytes]) -> Connection:
         source=source[1] if source else "",
         up_bytes=_whole(fields.get(_UP_TOTAL, 0)),
         down_bytes=_whole(fields.get(_DOWN_TOTAL, 0)),
+        is_open=not fields.get(_CLOSED_AT),
     )
 
 

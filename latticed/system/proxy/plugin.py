@@ -490,6 +490,7 @@ class ProxyCores(SystemPlugin):
 def _polled(before: Usage, live: Any) -> tuple[Usage, dict[str, int]]:
     """The state after a poll, and from how many addresses each user comes; there may be tens of thousands."""
     told = [Connection(**one) for one in live["connections"]]
+    told += [Connection(**one, is_open=False) for one in live.get("ended", ())]
     return usage.polled(before, told, live.get("untold", {})), usage.sources(told)
 
 

@@ -4,8 +4,9 @@
 
 The core counts by connection, from its opening, and names each by a random UUID; so what was seen of one before is
 taken off, and a core that starts anew has other ids. The state is kept after each poll, that of a user whole or not at
-all (`split`). What a connection carries between the last poll and its end is lost, and nothing else: that is the one
-poll. Read again from the last kept state, after a kill, the same connections give the same sums.
+all (`split`). Of connections that have ended the core tells some for a while, with all that they carried. What another
+one carries between the last poll and its end is lost, and nothing else: that is the one poll. Read again from the last
+kept state, after a kill, the same connections give the same sums.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ MAX_SEEN: Final = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """One live connection; bytes since it was opened. `user` empty: of none, and not counted."""
+    """One connection; bytes since it was opened. `user` empty: of none, and not counted. `is_open`: it goes on."""
 
     id: str
     user: str
     source: str = ""
     up_bytes: int = 0
     down_bytes: int = 0
+    is_open: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +56,14 @@ class Usage:
     """`used`: by user. `seen`: by connection, as `anna 64b0…`, what of it is in `used` already.
 
     `ended`: by user, the end that was once reached, in seconds since 1970: a clock that is set back opens nothing.
+    `knows_ended`: connections that have ended were polled before; the first time they count nothing, since a version
+    before has counted them while they were open.
     """
 
     used: Mapping[str, ByteCount] = field(default_factory=dict)
     seen: Mapping[str, ByteCount] = field(default_factory=dict)
     ended: Mapping[str, int] = field(default_factory=dict)
+    knows_ended: bool = True
 
 
 def told(connections: Sequence[Connection], most: int) -> tuple[tuple[Connection, ...], dict[str, int]]:
@@ -66,7 +71,7 @@ def told(connections: Sequence[Connection], most: int) -> tuple[tuple[Connection
     if len(connections) <= most:
         return tuple(connections), {}
     by_user: dict[str, list[Connection]] = {}
-    for one in sorted(connections, key=lambda one: (-one.up_bytes - one.down_bytes, one.id)):
+    for one in sorted(connections, key=lambda one: (not one.is_open, -one.up_bytes - one.down_bytes, one.id)):
         by_user.setdefault(one.user, []).append(one)
     ranked = sorted((rank, name, one) for name, listed in by_user.items() for rank, one in enumerate(listed))
     left = Counter(name for _, name, _ in ranked[most:])
@@ -74,7 +79,8 @@ def told(connections: Sequence[Connection], most: int) -> tuple[tuple[Connection
 
 
 def polled(before: Usage, connections: Iterable[Connection], partly: Collection[str] = ()) -> Usage:
-    """The state after a poll that told of these connections, all there are but for the users in `partly`.
+    """The state after a poll that told of these connections, all there are but for the users in `partly`, and of some
+    that have ended.
 
     Of those it is kept what was seen, since their other connections may be told again; of MAX_SEEN at most.
     """
@@ -85,14 +91,17 @@ def polled(before: Usage, connections: Iterable[Connection], partly: Collection[
             continue
         # Counters never go back; one that seems to is taken for what was seen, since nothing may count twice.
         key = f"{one.user} {one.id}"
-        was = seen.get(key) or before.seen.get(key) or ByteCount()
+        was = seen.get(key) or before.seen.get(key)
+        if was is None:
+            is_new = one.is_open or before.knows_ended
+            was = ByteCount() if is_new else ByteCount(up_bytes=one.up_bytes, down_bytes=one.down_bytes)
         now = ByteCount(up_bytes=max(one.up_bytes, was.up_bytes), down_bytes=max(one.down_bytes, was.down_bytes))
         more = ByteCount(up_bytes=now.up_bytes - was.up_bytes, down_bytes=now.down_bytes - was.down_bytes)
         seen[key] = now
         used[one.user] = used.get(one.user, ByteCount()).plus(more)
     untold = [key for key in before.seen if key.partition(" ")[0] in partly and key not in seen] if partly else []
     kept = untold[max(0, len(untold) + len(seen) - MAX_SEEN) :]
-    return replace(before, used=used, seen={**{key: before.seen[key] for key in kept}, **seen})
+    return replace(before, used=used, seen={**{key: before.seen[key] for key in kept}, **seen}, knows_ended=True)
 
 
 def ticked(before: Usage, until: Mapping[str, int], now_s: int) -> Usage:
@@ -131,7 +140,7 @@ def sources(connections: Iterable[Connection]) -> dict[str, int]:
     """From how many addresses each user is connected at once: about as many as he has devices."""
     found: dict[str, set[str]] = {}
     for one in connections:
-        if one.user and one.source:
+        if one.user and one.source and one.is_open:
             found.setdefault(one.user, set()).add(one.source)
     return {name: len(found[name]) for name in sorted(found)}
 
@@ -152,7 +161,8 @@ def split(state: Usage) -> tuple[Usage, ...]:
         parts[group(key.partition(" ")[0])][1][key] = count
     for name, end in state.ended.items():
         parts[group(name)][2][name] = end
-    return tuple(Usage(used=used, seen=seen, ended=ended) for used, seen, ended in parts)
+    knows = state.knows_ended
+    return tuple(Usage(used=used, seen=seen, ended=ended, knows_ended=knows) for used, seen, ended in parts)
 
 
 def joined(parts: Iterable[Usage]) -> Usage:
@@ -160,11 +170,13 @@ def joined(parts: Iterable[Usage]) -> Usage:
     used: dict[str, ByteCount] = {}
     seen: dict[str, ByteCount] = {}
     ended: dict[str, int] = {}
+    knows = True
     for one in parts:
         used |= one.used
         seen |= one.seen
         ended |= one.ended
-    return Usage(used=used, seen=seen, ended=ended)
+        knows = knows and one.knows_ended
+    return Usage(used=used, seen=seen, ended=ended, knows_ended=knows)
 
 
 def written(state: Usage) -> str:
@@ -173,6 +185,7 @@ def written(state: Usage) -> str:
             "used": {name: [one.up_bytes, one.down_bytes] for name, one in state.used.items()},
             "seen": {name: [one.up_bytes, one.down_bytes] for name, one in state.seen.items()},
             "ended": dict(state.ended),
+            "knows_ended": state.knows_ended,
         },
         sort_keys=True,
         separators=(",", ":"),
@@ -185,7 +198,9 @@ def read(value: bytes | str | None) -> Usage:
         return Usage()
     found = json.loads(value)
     try:
-        return Usage(used=_counts(found["used"]), seen=_counts(found["seen"]), ended=_ends(found["ended"]))
+        knows = found.get("knows_ended", False) is True
+        used, seen = _counts(found["used"]), _counts(found["seen"])
+        return Usage(used=used, seen=seen, ended=_ends(found["ended"]), knows_ended=knows)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError("no state of usage") from error
 
