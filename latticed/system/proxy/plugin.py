@@ -496,7 +496,8 @@ def _polled(before: Usage, live: Any) -> tuple[Usage, dict[str, int]]:
 
 def _connected(live: Any) -> int:
     """How many connections the core has."""
-    return len(live["connections"]) + sum(live.get("untold", {}).values())
+    untold: dict[str, int] = live.get("untold", {})
+    return len(live["connections"]) + sum(untold.values())
 
 
 def _written(state: Usage) -> dict[str, str]:
