@@ -39,7 +39,7 @@ def client_of(inbound, tmp_path, **changes):
     document = subscriptions.write(devices.links(intent, "anna", secrets), Format.SING_BOX)
     trusted = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
     with (
-        cores.running(configuration, tmp_path, "server", made["port"], core=core),
+        cores.running(configuration, tmp_path, "server", intent.api.port if intent.api else made["port"], core=core),
         cores.running(cores.client(document, port), tmp_path, "client", port, **trusted),
     ):
         yield port
@@ -155,9 +155,13 @@ def is_reached(client, host, port):
 
 
 @pytest.mark.parametrize("is_open", [False, True])
-def test_no_private_network_is_reached_unless_said_so(is_open, tmp_path):
+@pytest.mark.parametrize("core", ["sing-box", "xray"])
+def test_no_private_network_is_reached_unless_said_so(core, is_open, tmp_path):
+    if core == "xray" and cores.v2ray() is None:
+        pytest.skip(cores.NO_V2RAY)
+
     async def scenario():
-        with client_of(proxies.vmess(), tmp_path, reach_private=is_open) as client, everywhere() as port:
+        with client_of(proxies.vmess(), tmp_path, core=core, reach_private=is_open) as client, everywhere() as port:
             # The positive control: a public address of this host, which docs/system-plugins/proxy.md speaks of.
             assert is_reached(client, PUBLIC, port)
             reached = [host for host in PRIVATE if is_reached(client, host, port)]

@@ -27,7 +27,7 @@ def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
         "log": {"loglevel": "warning", "access": "none"},
         "inbounds": [_inbound(intent, one, secrets) for one in inbounds],
         # The first is what takes everything that no rule names.
-        "outbounds": [direct, *others, block] if intent.reach_private else [block, direct, *others],
+        "outbounds": [block, direct, *others],
         # IPOnDemand: a name may mean an address of this host.
         "routing": {"domainStrategy": "IPOnDemand", "rules": _rules(intent, inbounds)},
     }
@@ -45,13 +45,11 @@ def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
             by_outbound.setdefault(one.outbound, []).append(one.tag)
     # A name that is not found is asked for again by each rule, and by the outbound: it gets no further without a public
     # address, since it may mean this host by then.
-    found = {} if intent.reach_private else {"ip": list(networks.PUBLIC)}
+    found: Plain = {"network": "tcp,udp"} if intent.reach_private else {"ip": list(networks.PUBLIC)}
     rules += [
         {"type": "field", "inboundTag": by_outbound[tag], "outboundTag": tag, **found} for tag in sorted(by_outbound)
     ]
-    if found:
-        rules.append({"type": "field", "outboundTag": DIRECT, **found})
-    return rules
+    return [*rules, {"type": "field", "outboundTag": DIRECT, **found}]
 
 
 def _outbound(outbound: Outbound) -> Plain:
