@@ -187,7 +187,7 @@ class CoreApi:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyIntent:
-    """`host`: what devices dial. `reach_private`: whether users reach this host itself and private networks."""
+    """`host`: what devices dial. `reach_private`: whether users reach private networks and loopback."""
 
     core: Core = Core.SING_BOX
     host: str = ""
