@@ -377,3 +377,24 @@ def test_no_websocket_is_carried_where_it_is_not_wanted(directory):
         connection, line = asked(nginx)
         connection.close()
         assert line.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        ("WebSocket", "websocket"),
+        ("h2c", None),
+        ("h2c, websocket", None),
+        ("websocket, h2c", None),
+        ("xwebsocket", None),
+    ],
+)
+def test_an_upstream_is_asked_for_a_websocket_and_no_other_protocol(directory, word, found):
+    """By h2c any request would reach it, also for a location with an access list."""
+    with nginxes.backend("app") as backend:
+        plain = nginxes.document(nginxes.site(websockets=True, upstream=to(backend)))
+        with nginxes.running(directory, plain) as nginx:
+            hop = {"Connection": "Upgrade, HTTP2-Settings", "HTTP2_Settings": "AAMAAABkAAQAAP__"}
+            headers = json.loads(nginx.get("shop.example.org", Upgrade=word, **hop)[2])["headers"]
+            assert (headers.get("upgrade"), headers.get("connection")) == (found, found and "upgrade")
+            assert "http2-settings" not in headers

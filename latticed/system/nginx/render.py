@@ -110,9 +110,12 @@ def _http(intent: NginxIntent, place: NginxPlace) -> Iterator[Directive]:
             yield _simple("set_real_ip_from", str(network))
         yield _simple("real_ip_header", intent.real_ip.header)
         yield _simple("real_ip_recursive", "on")
+    # No other protocol: requests of h2c would reach an upstream past the access lists.
+    upgrade = (_simple("default", ""), _simple("~*^websocket$", "websocket"))
+    yield Directive("map", ("$http_upgrade", "$latticed_upgrade"), upgrade)
     # An empty Connection keeps the connection to an upstream that is asked for no websocket.
-    upgrade = (_simple("default", "upgrade"), _simple("", ""))
-    yield Directive("map", ("$http_upgrade", "$latticed_connection"), upgrade)
+    connection = (_simple("default", ""), _simple("websocket", "upgrade"))
+    yield Directive("map", ("$latticed_upgrade", "$latticed_connection"), connection)
     for one in sorted(intent.access, key=lambda one: one.name):
         yield Directive("geo", (_access(one.name),), tuple(_allowed(one)))
     yield Directive("server", block=tuple(_catch_all(intent.listen)))
@@ -206,7 +209,8 @@ def _sends(site: Site) -> Iterator[Directive]:
     yield _simple("proxy_set_header", "X-Forwarded-Host", "$host")
     yield _simple("proxy_set_header", "Forwarded", "")
     yield _simple("proxy_set_header", "Proxy", "")
-    yield _simple("proxy_set_header", "Upgrade", "$http_upgrade" if site.websockets else "")
+    yield _simple("proxy_set_header", "HTTP2-Settings", "")
+    yield _simple("proxy_set_header", "Upgrade", "$latticed_upgrade" if site.websockets else "")
     yield _simple("proxy_set_header", "Connection", "$latticed_connection" if site.websockets else "")
     if site.websockets:
         yield _simple("proxy_read_timeout", "3600s")
