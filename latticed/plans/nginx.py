@@ -61,7 +61,7 @@ RELOAD_S: Final = 8.0
 STOP_S: Final = 5.0
 """How long nginx may take to end before it is killed; it waits for no request (nginx(8), TERM)."""
 TRIES: Final = 20
-"""Sites that nginx may find fault with one by one, besides those whose certificates are missing."""
+"""Sites that nginx may find fault with one by one, besides those whose certificates are missing or do not fit."""
 SETTLE_S: Final = 2.0
 """How long the right answer is asked for before another one, or none, is believed."""
 QUIET_NS: Final = 2_000_000_000
@@ -342,7 +342,7 @@ class NginxKind:
         """Put the sites into place that can be served, and for the others that they cannot. Problem tool_failed."""
         wanted = applied.read(rendering)
         sites = applied.sites(wanted)
-        bad = {one.name for one in sites if not all(Path(path).is_file() for path in one.pair)}
+        bad = {one.name for one in sites if one.pair and not _fit(*one.pair)}
         bad |= {one.name for one in sites if not all(map(self._copies.has, one.copies))}
         for _ in range(TRIES):
             for name, text in applied.tree(wanted, bad).items():

@@ -131,6 +131,19 @@ def test_a_certificate_that_nginx_does_not_take_is_its_site_s_503(web):
     assert (web.get("shop.example.org"), web.get("wiki.example.org")) == (503, 410)
 
 
+def test_more_certificates_that_cannot_be_used_than_are_tried_take_down_no_other_site(web):
+    live = web.directory / "live"
+    names = [f"s{number}" for number in range(nginx.TRIES + 2)]
+    for name in names:
+        (live / name).mkdir(parents=True)
+        for file in ("fullchain.pem", "privkey.pem"):
+            (live / name / file).touch()
+    broken = [nginxes.site(name, answer=404, tls=nginxes.tls(name, live=str(live))) for name in names]
+    web.committed(web.intent(shop(), *broken))
+    assert (web.get("shop.example.org"), web.get("s0.example.org")) == (410, 503)
+    assert {one["name"] for one in web.live().facts["sites"] if not one["served"]} == {*names}
+
+
 @pytest.mark.parametrize("size", [None, 2 << 20])
 def test_a_pipe_or_a_huge_file_in_a_certificate_s_place_keeps_nobody(web, size):
     """None: a pipe that nobody writes to. Who renews certificates need not be root."""
