@@ -2,6 +2,7 @@
 
     /var/lib/latticed-nginx/conf -> generations/6f0c…/     what nginx reads, replaced as a whole
         rendering, not-served                              as it was applied; names of sites that answer 503
+        certificates                                       SHA-256 of the certificate and key of each site, as read
         nginx.conf, probe.conf, sites/*.conf
 
 What is decided is pure and in `latticed.system.nginx`. nginx goes on running by itself. `nginx -s reload` says nothing
@@ -20,7 +21,6 @@ import shutil
 import signal
 import socket
 import ssl
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,7 @@ _CERTIFICATE_BYTES: Final = 1 << 20
 _MAX_BYTES: Final = 8 << 20
 _RENDERING: Final = "rendering"
 _NOT_SERVED: Final = "not-served"
+_CERTIFICATES: Final = "certificates"
 _MAX_ANSWER: Final = 64
 
 
@@ -169,12 +170,13 @@ class NginxKind:
         ]
         interfaces = parsed(sources.interfaces, ran(tools, PACKAGES, "ip", "-j", "address", "show").stdout, ())
         sites = applied.sites(applied.read(found.rendering)) if found.rendering else ()
+        read = self._certificates()
         return Live(
             facts={
                 "addresses": sorted({str(address) for one in interfaces for address in one.addresses}),
                 "listeners": listeners,
                 "nginx": {"running": found.pid != 0, "intact": found.intact},
-                "sites": [self._site(one, found) for one in sites],
+                "sites": [self._site(one, found, read) for one in sites],
             },
             basis=_basis(found),
             text=found.rendering.decode("ascii"),
@@ -300,29 +302,40 @@ class NginxKind:
         before = self._seen().rendering
         return {one.digest for one in applied.listings(applied.read(before))} if before else set()
 
-    def _site(self, site: applied.ServedSite, found: _Seen) -> dict[str, Any]:
-        """A site as `observe` tells of it."""
-        newer = self._is_newer(site.pair)
-        usable = bool(site.pair) and _fit(*site.pair)
+    def _site(self, site: applied.ServedSite, found: _Seen, read: Mapping[str, str] | None) -> dict[str, Any]:
+        """A site as `observe` tells of it. `read`: as `_certificates`."""
+        digest = _digest(site.pair)
         return {
             "name": site.name,
             "domains": list(site.domains),
             "served": site.name not in found.not_served,
-            "due": newer and usable,
-            "unusable": bool(site.pair) and not usable,
+            "due": bool(digest) and self._is_other(site, digest, read),
+            "unusable": bool(site.pair) and not digest,
             "expires_at": _ends_at(site.pair[0]) if site.pair else None,
         }
 
-    def _is_newer(self, certificates: tuple[str, ...]) -> bool:
-        """Whether one of these files is newer than what nginx has read, and none has changed just now."""
+    def _is_other(self, site: applied.ServedSite, digest: str, read: Mapping[str, str] | None) -> bool:
+        """Whether the certificate or key of a site is another than nginx has read, and none has changed just now."""
         try:
-            read_ns = (self._current / _RENDERING).stat().st_ctime_ns
             # A link that leads elsewhere is a renewal too, and a file that is put back has an old mtime.
-            changed_ns = [max(Path(one).lstat().st_ctime_ns, Path(one).stat().st_ctime_ns) for one in certificates]
+            changed_ns = max(max(Path(one).lstat().st_ctime_ns, Path(one).stat().st_ctime_ns) for one in site.pair)
+            if read is None:
+                other = changed_ns > (self._current / _RENDERING).stat().st_ctime_ns
+            else:
+                # By what is in them: files of a mount that comes later are old, and a clock may have been ahead.
+                other = digest != read.get(site.name)
         except OSError:
             return False
         # One of the future is that of a clock which was set back.
-        return max(changed_ns, default=0) > read_ns and not 0 <= time.time_ns() - max(changed_ns) < QUIET_NS
+        return other and not 0 <= time.time_ns() - changed_ns < QUIET_NS
+
+    def _certificates(self) -> Mapping[str, str] | None:
+        """The digests of what nginx has read, by site; None where a version wrote the files that kept none."""
+        try:
+            read: Mapping[str, str] = json.loads(files.read_at_most(self._current / _CERTIFICATES, _MAX_BYTES))
+        except (OSError, ValueError):
+            return None
+        return read
 
     def _written(self, rendering: bytes, generation: str) -> Path:
         """The files of a rendering in a new directory, in which no site is left out yet."""
@@ -342,7 +355,10 @@ class NginxKind:
         """Put the sites into place that can be served, and for the others that they cannot. Problem tool_failed."""
         wanted = applied.read(rendering)
         sites = applied.sites(wanted)
-        bad = {one.name for one in sites if one.pair and not _fit(*one.pair)}
+        # Before nginx reads them: what changes until then is another one, and is taken up later.
+        digests = {one.name: _digest(one.pair) for one in sites if one.pair}
+        _write(directory / _CERTIFICATES, json.dumps(digests).encode("ascii"))
+        bad = {name for name, digest in digests.items() if not digest}
         bad |= {one.name for one in sites if not all(map(self._copies.has, one.copies))}
         for _ in range(TRIES):
             for name, text in applied.tree(wanted, bad).items():
@@ -508,18 +524,21 @@ def _basis(found: _Seen) -> bytes:
     return json.dumps([digest, found.intact, running]).encode("ascii")
 
 
-def _fit(certificate: str, key: str) -> bool:
-    """Whether TLS can be spoken with these files: they can be read, and belong together."""
+def _digest(pair: Sequence[str]) -> str:
+    """The SHA-256 of a certificate and its key; empty unless TLS can be spoken with them: they can be read, and belong
+    together.
+    """
+    if not pair:
+        return ""
     try:
         # A pipe or a huge file would keep us: who renews certificates need not be root.
-        found = [os.stat(certificate), os.stat(key)]
-        if not all(stat.S_ISREG(one.st_mode) and one.st_size <= _CERTIFICATE_BYTES for one in found):
-            return False
+        found = b"".join(files.read_at_most(Path(one), _CERTIFICATE_BYTES) for one in pair)
+        certificate, key = pair
         # An empty password: without one OpenSSL would ask for it at the terminal.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
     except (OSError, ValueError):
-        return False
-    return True
+        return ""
+    return hashlib.sha256(found).hexdigest()
 
 
 def _ends_at(certificate: str) -> int | None:

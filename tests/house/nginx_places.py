@@ -80,11 +80,15 @@ class WebPlace(apply_helpers.Place):
 
     def issue(self, name: str, authorities: trustme.CA, **options: Any) -> None:
         """A certificate and key of the site `name`, in place of those that it has."""
-        made = authorities.issue_cert(f"{name}.example.org", **options)
-        directory = self.live_certificates / name
-        directory.mkdir(exist_ok=True)
-        made.private_key_pem.write_to_path(directory / "privkey.pem")
-        (directory / "fullchain.pem").write_bytes(b"".join(one.bytes() for one in made.cert_chain_pems))
+        issued(self.live_certificates / name, f"{name}.example.org", authorities, **options)
+
+
+def issued(directory: Path, domain: str, authorities: trustme.CA, **options: Any) -> None:
+    """A certificate and key in a directory, in place of those that it has."""
+    made = authorities.issue_cert(domain, **options)
+    directory.mkdir(parents=True, exist_ok=True)
+    made.private_key_pem.write_to_path(directory / "privkey.pem")
+    (directory / "fullchain.pem").write_bytes(b"".join(one.bytes() for one in made.cert_chain_pems))
 
 
 @contextlib.contextmanager

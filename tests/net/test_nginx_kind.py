@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from latticed.model.errors import Problem
 from latticed.plans import nginx
@@ -142,6 +143,76 @@ def test_more_certificates_that_cannot_be_used_than_are_tried_take_down_no_other
     web.committed(web.intent(shop(), *broken))
     assert (web.get("shop.example.org"), web.get("s0.example.org")) == (410, 503)
     assert {one["name"] for one in web.live().facts["sites"] if not one["served"]} == {*names}
+
+
+@pytest.fixture
+def live(web, monkeypatch) -> Path:
+    """A directory of certificates, which count at once."""
+    monkeypatch.setattr(nginx, "QUIET_NS", 0)
+    return web.directory / "live"
+
+
+def due(web) -> bool:
+    (one,) = web.live().facts["sites"]
+    return one["due"]
+
+
+def test_a_certificate_that_is_older_than_what_was_applied_is_taken_up_when_it_comes(web, live):
+    """As by a mount that comes later, or a directory that was moved away and back."""
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    live.rename(web.directory / "away")
+    rendering = web.committed(web.intent(shop(tls=nginxes.tls(live=str(live), force=False))))
+    assert (web.get("shop.example.org"), due(web)) == (503, False)
+    (web.directory / "away").rename(live)
+    assert due(web)
+    assert not web.kind.holds(rendering, web.live())
+    web.kind.commit(rendering, web.tools)
+    assert (web.get("shop.example.org"), due(web)) == (410, False)
+
+
+def test_a_renewal_is_taken_up_also_where_the_clock_was_ahead_before(web, live):
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    web.committed(web.intent(shop(tls=nginxes.tls(live=str(live)))))
+    assert not due(web)
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    (web.directory / "conf" / "rendering").chmod(0o600)  # it has a later time now than the renewal
+    assert due(web)
+
+
+def test_files_that_are_written_again_as_they_were_are_no_renewal(web, live):
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    web.committed(web.intent(shop(tls=nginxes.tls(live=str(live)))))
+    for file in (live / "shop").iterdir():
+        file.write_bytes(file.read_bytes())
+    assert not due(web)
+
+
+def test_what_a_version_applied_that_kept_no_digests_is_compared_by_time(web, live):
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    web.committed(web.intent(shop(tls=nginxes.tls(live=str(live)))))
+    (web.directory / "conf" / "certificates").unlink()
+    assert not due(web)
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    assert due(web)
+
+
+def test_a_certificate_that_nginx_alone_refuses_is_tried_once(web, live, tmp_path):
+    """As where something keeps nginx from reading it."""
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    refusing = tmp_path / "refusing"
+    refused = (
+        f'echo "nginx: [emerg] cannot load certificate \\"{live}/shop/fullchain.pem\\": BIO_new_file() failed" >&2'
+    )
+    served = f"grep -qs ssl_certificate {web.directory}/generations/*/sites/shop.conf"
+    refusing.write_text(
+        f'#!/bin/sh\nif [ "$1" = -t ] && {served}; then {refused}; exit 1; fi\nexec {nginxes.NGINX} "$@"\n'
+    )
+    refusing.chmod(0o755)
+    web.tools = ProgramTools({**web.kind.programs, "nginx": str(refusing)})
+    web.committed(web.intent(shop(tls=nginxes.tls(live=str(live)))))
+    assert (web.get("shop.example.org"), due(web)) == (503, False)
+    nginx_places.issued(live / "shop", "shop.example.org", trustme.CA())
+    assert due(web)
 
 
 @pytest.mark.parametrize("size", [None, 2 << 20])
