@@ -106,7 +106,7 @@ class Backend:
     async def _stream(self, request: web.BaseRequest) -> web.StreamResponse:
         out = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await out.prepare(request)
-        await out.write(b"data: first\n\n")
+        await out.write(b"data: first" + b"." * int(request.query.get("more", 0)) + b"\n\n")
         self.held += 1
         try:
             await self.hold.wait()

@@ -12,6 +12,7 @@ import random
 import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -295,6 +296,38 @@ def test_a_reload_serves_the_new_content(directory):
             while json.loads(nginx.get("shop.example.org")[2])["name"] == "old":
                 assert time.monotonic() < until
                 time.sleep(0.01)
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+def test_an_upstream_is_told_the_name_and_port_that_were_asked_for(directory, version):
+    """Also where the port that nginx listens at is another one; none where none was named."""
+    with nginxes.backend("app") as backend:
+        plain = nginxes.document(nginxes.site(upstream=to(backend), tls=issued(directory, "shop")))
+        with nginxes.running(directory, plain) as nginx:
+
+            def told(authority):
+                there = ("--connect-to", f"::127.0.0.1:{nginx.https}", "--cacert", str(directory / "ca.pem"))
+                command = ["curl", "--silent", "--fail", version, *there, f"https://{authority}/"]
+                ended = subprocess.run(command, check=True, capture_output=True, timeout=60)
+                headers = json.loads(ended.stdout)["headers"]
+                assert headers["x-forwarded-host"] == headers["host"]
+                return headers["host"]
+
+            assert told("shop.example.org") == "shop.example.org"
+            assert told("SHOP.example.org:9443") == "shop.example.org:9443"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [("shop.example.org:8443", ":8443"), ("[2001:db8::1]:8443", ""), ("[2001:db8::1]", ""), ("x:", "")],
+)
+def test_a_port_is_taken_from_a_name_and_from_nothing_that_looks_like_one(directory, said, told):
+    """The name that the site is found by is in the request line here, which holds before Host."""
+    with nginxes.backend("app") as backend:
+        plain = nginxes.document(nginxes.site(upstream=to(backend)))
+        with nginxes.running(directory, plain) as nginx:
+            _, _, body = nginx.get(said, "http://shop.example.org/")
+            assert json.loads(body)["headers"]["host"] == f"shop.example.org{told}"
 
 
 @contextlib.contextmanager

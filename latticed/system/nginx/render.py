@@ -116,6 +116,9 @@ def _http(intent: NginxIntent, place: NginxPlace) -> Iterator[Directive]:
     # An empty Connection keeps the connection to an upstream that is asked for no websocket.
     connection = (_simple("default", ""), _simple("websocket", "upgrade"))
     yield Directive("map", ("$latticed_upgrade", "$latticed_connection"), connection)
+    # The port that the client named, with its colon: what is listened at may be another one (NAT).
+    port = (_simple("default", ""), _simple("~^[^:]+(:[0-9]+)$", "$1"))
+    yield Directive("map", ("$http_host", "$latticed_port"), port)
     for one in sorted(intent.access, key=lambda one: one.name):
         yield Directive("geo", (_access(one.name),), tuple(_allowed(one)))
     yield Directive("server", block=tuple(_catch_all(intent.listen)))
@@ -202,11 +205,11 @@ def _sends(site: Site) -> Iterator[Directive]:
         return
     yield _simple("proxy_http_version", "1.1")
     # $host is the name that the site was found by; Host may be another one where the request line has a name, too.
-    yield _simple("proxy_set_header", "Host", "$host")
+    yield _simple("proxy_set_header", "Host", "$host$latticed_port")
     yield _simple("proxy_set_header", "X-Real-IP", "$remote_addr")
     yield _simple("proxy_set_header", "X-Forwarded-For", "$remote_addr")
     yield _simple("proxy_set_header", "X-Forwarded-Proto", "$scheme")
-    yield _simple("proxy_set_header", "X-Forwarded-Host", "$host")
+    yield _simple("proxy_set_header", "X-Forwarded-Host", "$host$latticed_port")
     yield _simple("proxy_set_header", "Forwarded", "")
     yield _simple("proxy_set_header", "Proxy", "")
     yield _simple("proxy_set_header", "HTTP2-Settings", "")
@@ -235,6 +238,8 @@ def _handled(handler: Handler, access: str, place: NginxPlace, copies: Mapping[s
             yield from _forwarded(handler)
         case Own():
             host, port = place.own[handler]
+            # Else the end of a long event waits for the next. latticed takes out the header by which services say so.
+            yield _simple("proxy_buffering", "off")
             yield _simple("proxy_pass", f"http://{hosts.bracketed(host)}:{port}")
         case Files(root):
             yield from _from_disk(root)
