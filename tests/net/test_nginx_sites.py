@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import socket
 import ssl
@@ -431,3 +432,17 @@ def test_an_upstream_is_asked_for_a_websocket_and_no_other_protocol(directory, w
             headers = json.loads(nginx.get("shop.example.org", Upgrade=word, **hop)[2])["headers"]
             assert (headers.get("upgrade"), headers.get("connection")) == (found, found and "upgrade")
             assert "http2-settings" not in headers
+
+
+def test_workers_may_open_more_files_than_they_are_given_connections(directory):
+    """Each connection is a file, and what is asked for by it may be one or two more. Whoever starts nginx has 1,024."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1_024, most))
+    try:
+        with nginxes.running(directory, nginxes.document(nginxes.site(answer=404))) as nginx:
+            assert nginx.get("shop.example.org")[0] == 404  # there are workers
+            workers = Path(f"/proc/{nginx.child.pid}/task/{nginx.child.pid}/children").read_text().split()
+            files = {resource.prlimit(int(worker), resource.RLIMIT_NOFILE)[0] for worker in workers}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+    assert files == {16_384}

@@ -77,6 +77,9 @@ def _simple(name: str, *args: str | int) -> Directive:
 def _main(intent: NginxIntent, place: NginxPlace) -> Iterator[Directive]:
     yield _simple("user", place.user)
     yield _simple("worker_processes", "auto")
+    # A service has 1,024 files by default (systemd.exec(5), LimitNOFILE). Each connection is one, and what is asked for
+    # by it may be more. Where this cannot be had nginx says so in its log, and goes on.
+    yield _simple("worker_rlimit_nofile", 16_384)
     # Workers of before a reload end then, with the websockets that they still have.
     yield _simple("worker_shutdown_timeout", f"{intent.drain_s}s")
     yield _simple("pid", f"{place.directory}/nginx.pid")
