@@ -109,11 +109,11 @@ class Nginx(SystemPlugin):
     async def _tell(self, state: Any) -> None:
         """Notify of sites that are not served any more, once each."""
         now = frozenset(unserved(state))
-        before, self._unserved = self._unserved, now
-        if before is None or not (lost := sorted(now - before)):
-            return
-        body = f"{_listed(lost)}: nginx does not take the certificate, or it is not there"
-        await self.host.notify.send("Sites answer 503", body, event="nginx.site")
+        if self._unserved is not None and (lost := sorted(now - self._unserved)):
+            body = f"{_listed(lost)}: nginx does not take the certificate, or it is not there"
+            await self.host.notify.send("Sites answer 503", body, event="nginx.site")
+        # Afterwards: what could not be sent is news at the next look, too.
+        self._unserved = now
 
     async def _tell_of_ends(self, state: Any) -> None:
         """Notify of certificates that end soon, and keep what was told: first the one, then the other, so that a kill

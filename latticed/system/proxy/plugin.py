@@ -305,21 +305,21 @@ class ProxyCores(SystemPlugin):
 
     async def _tell(self) -> None:
         """Notify of users whose time or quota is over since the last look."""
-        news = []
-        for user in self._intent().get("users", []):
-            name = user["id"]
-            end = self._end_of(user)
-            if user.get("enabled", True) and end != self._account(name).told:
-                self._accounts[name] = replace(self._account(name), told=end)
-                if end:
-                    news.append(f"{name}: {'its time is over' if end.startswith('time') else 'its quota is used up'}")
-        if not news:
-            return
-        # First, so that what cannot be kept is not told again and again.
-        await self._write_all(self._accounts_by_key())
-        rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
-        title = news[0] if len(news) == 1 else f"{len(news)} users have come to their end"
-        await self.host.notify.send(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
+        users = [user for user in self._intent().get("users", []) if user.get("enabled", True)]
+        told = {user["id"]: end for user in users if (end := self._end_of(user)) != self._account(user["id"]).told}
+        news = [
+            f"{name}: {'its time is over' if end.startswith('time') else 'its quota is used up'}"
+            for name, end in told.items()
+            if end
+        ]
+        if news:
+            rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
+            title = news[0] if len(news) == 1 else f"{len(news)} users have come to their end"
+            await self.host.notify.send(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
+        # Afterwards: what cannot be sent is told at the next look. What cannot be kept is told again by the next start alone.
+        if told:
+            self._accounts |= {name: replace(self._account(name), told=end) for name, end in told.items()}
+            await self._write_all(self._accounts_by_key())
 
     def _end_of(self, user: Plain) -> str:
         """The end that a user has come to, as `time 1800000000`; empty for none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -350,14 +351,16 @@ class Wireguard(SystemPlugin):
             ]
             silent_s = int(self.config.get("silent_days", 30)) * 86_400
             after, news = devices.met(before, seen, now_s=int(time.time()), silent_s=silent_s)
-            # First, so that what cannot be kept is not told again and again.
-            if devices.worth_keeping(before, after):
-                await self._values.put(key, devices.met_written(after))
             if news:
                 rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
                 body = "\n".join([*news[:TOLD], *rest])
-                title = news[0] if len(news) == 1 else f"news of {len(news)} devices"
-                await self.host.notify.send(f"{network['name']}: {title}", body, event="wireguard.device")
+                title = f"{network['name']}: " + (news[0] if len(news) == 1 else f"news of {len(news)} devices")
+                # What was met before tells this from the same news of another day.
+                word = hashlib.sha256(f"{key} {devices.met_written(before)} {body}".encode()).hexdigest()
+                await self.host.notify.send(title, body, event="wireguard.device", dedupe=word)
+            # Afterwards: what cannot be sent is told at the next look; what cannot be kept again, under the same word.
+            if devices.worth_keeping(before, after):
+                await self._values.put(key, devices.met_written(after))
 
     async def _met(self, key: str) -> dict[str, Met]:
         """What was last seen of devices; of a damaged value nothing, so that news are told once more."""
