@@ -13,7 +13,7 @@ from latticed.system.nginx import expiry
 from latticed.system.plugin import Measure, SystemPlugin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 KIND: Final = "nginx"
 TOLD_KEY: Final = "told"
@@ -111,7 +111,8 @@ class Nginx(SystemPlugin):
         now = frozenset(unserved(state))
         if self._unserved is not None and (lost := sorted(now - self._unserved)):
             body = f"{_listed(lost)}: nginx does not take the certificate, or it is not there"
-            await self.host.notify.send("Sites answer 503", body, event="nginx.site")
+            title = f"{_together(lost)} answer{'s' if len(lost) == 1 else ''} 503"
+            await self.host.notify.send(title, body, event="nginx.site")
         # Afterwards: what could not be sent is news at the next look, too.
         self._unserved = now
 
@@ -128,10 +129,10 @@ class Nginx(SystemPlugin):
         notices, after = expiry.news(ends, self._told, now_s=now_s)
         for one in notices:
             severity = "critical" if one.days == 1 else "warning"
-            body = f"{_listed(list(one.sites))}: the certificate {expiry.left(one, now_s)}"
-            await self.host.notify.send(
-                "A certificate ends", body, severity=severity, event="nginx.certificate", dedupe=one.word
-            )
+            left = expiry.left(one, now_s)
+            title = f"The certificate of {_together(one.sites)} {left}"
+            body = f"{_listed(list(one.sites))}: the certificate {left}"
+            await self.host.notify.send(title, body, severity=severity, event="nginx.certificate", dedupe=one.word)
         if after != self._told:
             await self.host.kv.put(TOLD_KEY, json.dumps(after))
             self._told = after
@@ -185,6 +186,12 @@ def _plain(text: str | None) -> Any:
         return json.loads(text or "{}")
     except ValueError:
         return None
+
+
+def _together(names: Sequence[str]) -> str:
+    """Sites in a title, which has to tell one message from another: those with the same one count as repeats."""
+    rest = len(names) - 1
+    return f"{names[0]} and {rest} more site{'s' if rest > 1 else ''}" if rest else names[0]
 
 
 def _listed(names: list[str]) -> str:

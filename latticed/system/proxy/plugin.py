@@ -314,7 +314,7 @@ class ProxyCores(SystemPlugin):
         ]
         if news:
             rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
-            title = news[0] if len(news) == 1 else f"{len(news)} users have come to their end"
+            title = news[0] if len(news) == 1 else f"{news[0]}, and {len(news) - 1} more"
             await self.host.notify.send(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
         # Afterwards: what cannot be sent is told at the next look. What cannot be kept is told again by the next start alone.
         if told:

@@ -354,7 +354,7 @@ class Wireguard(SystemPlugin):
             if news:
                 rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
                 body = "\n".join([*news[:TOLD], *rest])
-                title = f"{network['name']}: " + (news[0] if len(news) == 1 else f"news of {len(news)} devices")
+                title = f"{network['name']}: " + (news[0] if len(news) == 1 else f"{news[0]}, and {len(news) - 1} more")
                 # What was met before tells this from the same news of another day.
                 word = hashlib.sha256(f"{key} {devices.met_written(before)} {body}".encode()).hexdigest()
                 await self.host.notify.send(title, body, event="wireguard.device", dedupe=word)

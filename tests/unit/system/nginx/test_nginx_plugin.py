@@ -29,7 +29,7 @@ class Host:
 
     def __init__(self, *states):
         self.states = list(states)
-        self.applied, self.news, self.planned, self.kept = [], [], [], {}
+        self.applied, self.news, self.titles, self.planned, self.kept = [], [], [], [], {}
         self.network = SimpleNamespace(state=self._state, apply=self._apply, plan=self._plan, plans=self._plans)
         self.notify = SimpleNamespace(send=self._send)
         self.kv = SimpleNamespace(get=self._get, put=self._put)
@@ -53,6 +53,7 @@ class Host:
 
     async def _send(self, title, body, *, event, severity="warning", dedupe=""):
         self.news.append((body, event))
+        self.titles.append(title)
 
     async def _get(self, key):
         return self.kept.get(key)
@@ -149,6 +150,25 @@ async def test_a_site_that_is_lost_is_told_once_and_again_after_it_came_back():
     await looked(plugin(host), times=5)
     assert [event for _, event in host.news] == ["nginx.site", "nginx.site"]
     assert host.news[0][0].startswith("a: ")
+
+
+async def test_titles_name_the_sites_so_that_no_message_is_taken_for_a_repeat_of_another():
+    names, ends = ["a", "b", "c"], int(time.time()) + 6 * 86_400 + 3_600
+    good = state(*((name, True, False) for name in names))
+    host = Host(good, state(("a", False, False), *((name, True, False) for name in names[1:])))
+    await looked(plugin(host), times=2)
+    host.states = [good, state(*((name, False, False) for name in names))]
+    await looked(plugin(host), times=2)
+    host.states = [state(("a", True, False), ends=ends)]
+    await looked(plugin(host))
+    host.states = [state(("b", True, False), ("c", True, False), ends=ends + 1)]
+    await looked(plugin(host))
+    assert host.titles == [
+        "a answers 503",
+        "a and 2 more sites answer 503",
+        "The certificate of a ends in 6 days",
+        "The certificate of b and 1 more site ends in 6 days",
+    ]
 
 
 async def test_what_was_so_at_the_start_is_no_news():
