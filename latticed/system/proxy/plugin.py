@@ -316,7 +316,7 @@ class ProxyCores(SystemPlugin):
             rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
             title = news[0] if len(news) == 1 else f"{news[0]}, and {len(news) - 1} more"
             await self.host.notify.send(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
-        # Afterwards: what cannot be sent is told at the next look. What cannot be kept is told again by the next start alone.
+        # Afterwards: what cannot be sent is told at the next look, and what cannot be kept once more by the next start.
         if told:
             self._accounts |= {name: replace(self._account(name), told=end) for name, end in told.items()}
             await self._write_all(self._accounts_by_key())
