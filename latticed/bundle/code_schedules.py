@@ -120,7 +120,8 @@ class _Imported:
             root = of.partition(".")[0]
         else:
             return False
-        return root not in self.others or any(one.arg in _TIMES for one in call.keywords)
+        # An argument of no name is `**something`, which may have the times.
+        return root not in self.others or any(one.arg is None or one.arg in _TIMES for one in call.keywords)
 
 
 def _imported(tree: ast.Module) -> _Imported:

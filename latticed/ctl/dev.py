@@ -85,8 +85,8 @@ class _Bench:
         self.given = given
         self.agreed = consent.given(session.args)
         self.declined: set[str] = set()
-        self.in_vain = False
-        """Whether the last build changed nothing, and another one was wanted all the same."""
+        self.is_due = False
+        """Whether another build is wanted, as the last one changed files that may be the author's."""
 
     def serve(self) -> None:
         """Start the plugin, then do what comes, until it is to end."""
@@ -122,6 +122,8 @@ class _Bench:
 
     def _reload(self) -> None:
         """Build it and take it over; what runs stays when it cannot be built, signed or verified."""
+        if not self.is_due and self.builds.unchanged():
+            return
         began_s = time.monotonic()
         changed = False
         try:
@@ -129,8 +131,8 @@ class _Bench:
             changed = self.own.put()
         finally:
             # Once: a command that writes other files each time would be run for ever.
-            self.in_vain = not changed and self.builds.wrote_others() and not self.in_vain
-            if not changed and not self.in_vain:
+            self.is_due = self.builds.wrote_others() and not self.is_due
+            if not changed and not self.is_due:
                 self.news.absorbed = self.builds.seen
         if not changed:
             return

@@ -104,6 +104,10 @@ class Builds:
             self._own |= self._others
             self._kept, self.seen = after, fingerprint(after)
 
+    def unchanged(self) -> bool:
+        """Whether all is as the last run left it: a change was told of while it ran, and was its own."""
+        return fingerprint(listing(self.source, built=self.command is not None)) == self.seen
+
     def wrote_others(self) -> bool:
         """Whether the last run changed files that no run before it did: they may be the author's, and need another."""
         return bool(self._others)

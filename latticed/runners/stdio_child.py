@@ -108,6 +108,7 @@ class StdioChild:
         self._hanging_up: asyncio.TimerHandle | None = None
         self._invocations = 0
         self._late_at = -1  # how much it had answered when an invocation was over its time
+        self._checked_at = -1  # and at the last check
         self._cpu: CpuWatch | None = None
         self._overtime: OvertimeWatch | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -152,9 +153,12 @@ class StdioChild:
 
     async def check(self) -> Checkup | None:
         """Ask the plugin by `health`; None while it carries out an invocation. Problem as `JsonRpcSession.ask`."""
-        # Many plugins do one thing at a time. Once an invocation was over its time, and nothing was answered since, it
-        # is asked in any case: with one invocation after the other a plugin that hangs would never be.
-        if self._invocations and self._late_at != self.session.answers:
+        # Many plugins do one thing at a time. Once an invocation was over its time, and nothing was answered since, nor
+        # since the check before, it is asked in any case: with one invocation after the other a plugin that hangs would
+        # never be.
+        now = self.session.answers
+        before, self._checked_at = self._checked_at, now
+        if self._invocations and not self._late_at == now == before:
             return None
         try:
             return replies.checkup(await self.session.ask("health", {}))

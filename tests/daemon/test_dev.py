@@ -607,6 +607,25 @@ def test_dev_takes_what_is_written_while_a_build_that_changes_nothing_runs(desk)
         dev.until('"built": "it"')
 
 
+def test_dev_comes_to_rest_though_a_build_goes_on_after_it_wrote_a_file(desk):
+    """As a compiler's does that writes an object file, and links it then."""
+    desk.write("")
+    (desk.bundle / "main.py.in").write_text(PLUGIN)
+    desk.own()
+    build = "echo x >> ../builds; cp main.py.in copy; sleep 0.5; cp copy artifact"
+
+    def rests():
+        before = (desk.home / "builds").read_text()
+        time.sleep(1.5)
+        return (desk.home / "builds").read_text() == before
+
+    with developing(desk, "--build", build) as dev:
+        dev.until(f"{ID} runs")
+        (desk.bundle / "main.py.in").write_text(PLUGIN.replace('"hello"', '"built"'))
+        dev.until("reloaded in")
+        processes.until(rests, what="the last build")
+
+
 def test_dev_that_is_ended_while_it_builds_leaves_no_process(desk):
     """Neither the command nor what it started."""
     build = f"echo $$ > {desk.home}/pid; sleep 1000; true"

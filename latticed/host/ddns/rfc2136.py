@@ -118,24 +118,30 @@ async def _read(server: Exchange, job: UpdateJob) -> tuple[dns.rrset.RRset | Non
     found = alias or answer.get_rrset(answer.answer, name, dns.rdataclass.IN, kind)
     if job.zone:
         return found, dns.name.from_text(job.zone)
-    # Of an alias the server tells the zone of its target, or none; it has the one of the name above it.
-    return found, await _zone(server, job, name if alias is None else name.parent())
+    return found, await _zone(server, job, name)
 
 
 async def _zone(server: Exchange, job: UpdateJob, name: dns.name.Name) -> dns.name.Name:
     """The zone that a name lies in: the owner of its SOA, which comes with the answer.
 
-    At the zone's own name it is in the answer section, otherwise in the authority section (RFC 2308, section 3).
-    ProviderRefused no_zone when it is in neither.
+    At the zone's own name it is in the answer section, otherwise in the authority section (RFC 2308, section 3). Of an
+    alias, also one that a wildcard makes, the server tells the zone of its target, or none: the name above it is asked
+    for then. ProviderRefused no_zone when it is in neither.
     """
     import dns.flags
     import dns.message
+    import dns.rdataclass
     import dns.rdatatype
 
-    question = dns.message.make_query(name, dns.rdatatype.SOA)
-    question.flags &= ~dns.flags.RD
-    answer = await server.ask(question)
-    dns_exchange.check(answer, fine=_FINE, about=f"the question for the zone of {job.name}")
+    while True:
+        question = dns.message.make_query(name, dns.rdatatype.SOA)
+        question.flags &= ~dns.flags.RD
+        answer = await server.ask(question)
+        dns_exchange.check(answer, fine=_FINE, about=f"the question for the zone of {job.name}")
+        is_alias = answer.get_rrset(answer.answer, name, dns.rdataclass.IN, dns.rdatatype.CNAME) is not None
+        if not is_alias or len(name) == 1:  # of the root alone
+            break
+        name = name.parent()
     for one in (*answer.answer, *answer.authority):
         if one.rdtype == dns.rdatatype.SOA and name.is_subdomain(one.name) and answer.flags & dns.flags.AA:
             return one.name

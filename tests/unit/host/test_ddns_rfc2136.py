@@ -100,6 +100,8 @@ async def test_name_matched_by_wildcard_of_several_addresses_or_an_alias_gets_it
     assert await publish(server.port, f"one.aliases.{ZONE}") == Published(address=A, changed=True)
     assert server.addresses(f"one.aliases.{ZONE}") == [(A, 300)]
     assert await publish(server.port, f"one.aliases.{ZONE}", B) == Published(address=B, changed=True)
+    for deeper in ("a.two", "a.b.c"):
+        assert await publish(server.port, f"{deeper}.aliases.{ZONE}") == Published(address=A, changed=True)
 
 
 async def test_name_with_several_records_or_an_alias_is_denied_and_unchanged(server):

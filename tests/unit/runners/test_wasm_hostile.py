@@ -384,6 +384,7 @@ async def test_wasm_child_that_does_not_end_a_loop_is_ended_by_the_daemon(tmp_pa
             await instance.invoke("go", {})
         waiting = asyncio.create_task(instance.invoke("go", {}))
         await asyncio.sleep(0)
+        assert await instance.check() is None
         with pytest.raises(Problem):  # not None, as while it is only busy
             await instance.check()
         with pytest.raises(Problem, match="deadline_exceeded"):

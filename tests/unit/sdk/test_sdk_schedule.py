@@ -113,6 +113,15 @@ def test_another_thing_of_the_same_name_is_none_of_ours(code):
     assert code_schedules.declared(f"{source}{ours.format(used)}".encode()) == FOUND[:1]
 
 
+def test_times_that_are_not_written_out_are_refused_beside_another_thing_of_the_same_name():
+    """Such a schedule would be signed away: the SDK takes it, and the host goes by the manifest."""
+    code = "EVERY = {'every_s': 60}\ndef run(schedule): return schedule(1)\n"
+    ours = "class A(Plugin):\n    @schedule(**EVERY)\n    def do_check(self, p): pass\n"
+    source = f"{HEAD}from latticed.sdk import Plugin, schedule\n{code}{ours}"
+    with pytest.raises(Problem, match="schedule_unreadable"):
+        code_schedules.declared(source.encode())
+
+
 def test_modules_of_a_packed_artifact_are_read():
     files = {"__main__.py": b"import shop\n", "shop/disk.py": SOURCE.encode(), "shop/data.bin": b"\xff"}
     assert code_schedules.declared(pack.zipapp(files, interpreter="/usr/bin/env python3")) == FOUND
