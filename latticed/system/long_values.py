@@ -7,6 +7,7 @@ removed: a kill between two writes leaves the old value or the new one, and part
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from typing import TYPE_CHECKING, Final
@@ -49,7 +50,7 @@ class LongValues:
         if len(data) <= PART_BYTES and not _HEAD.fullmatch(data):
             await self._kv.put(key, value)
             if self._known.pop(key, None):
-                await self._sweep(key, but="")
+                await self._sweep_if_it_can(key, but="")
             return
         digest = hashlib.sha256(data).hexdigest()
         parts = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
@@ -64,7 +65,12 @@ class LongValues:
             await self._sweep(key, but=found[2].decode("ascii") if found else "")
             raise
         self._known[key] = (head.encode("ascii"), data)
-        await self._sweep(key, but=digest)
+        await self._sweep_if_it_can(key, but=digest)
+
+    async def _sweep_if_it_can(self, key: str, *, but: str) -> None:
+        """After a value that is kept: what stays here goes with the next long one."""
+        with contextlib.suppress(HostError):
+            await self._sweep(key, but=but)
 
     async def _sweep(self, key: str, *, but: str) -> None:
         """Remove the parts of a key's other values."""

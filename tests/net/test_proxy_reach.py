@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.skipif(cores.sing_box() is None, reason=cores.NO_SING_BOX),
     pytest.mark.skipif(netns.why_not() is not None, reason=netns.why_not() or ""),
 ]
+SECOND = "93.184.216.99"
 PUBLIC = "93.184.216.34"
 
 
@@ -216,6 +217,54 @@ def names(address, *answers):
         finally:
             with socket.socket(family, socket.SOCK_DGRAM) as last:
                 last.sendto(b"", (address, 53))
+            thread.join()
+
+
+@pytest.mark.parametrize("core", ["sing-box", "xray"])
+@pytest.mark.parametrize("answers", [[PUBLIC], ["", PUBLIC], ["", "", PUBLIC]])
+def test_a_user_leaves_by_the_outbound_of_his_inbound_or_not_at_all(core, answers, tmp_path):
+    """Also where a name is found only when it is asked for again."""
+    if core == "xray" and cores.v2ray() is None:
+        pytest.skip(cores.NO_V2RAY)
+
+    async def scenario():
+        with (
+            names(resolver(), *answers),
+            client_of(
+                proxies.vmess(outbound="second"),
+                tmp_path,
+                core=core,
+                outbounds=[{"tag": "second", "source": SECOND}],
+            ) as client,
+            sources() as (port, came_from),
+        ):
+            reached = is_reached(client, NAME, port)
+            assert (reached or len(answers) > 1, set(came_from) - {SECOND}) == (True, set())
+
+    own = resolver()
+    netns.run((f"{PUBLIC}/32", f"{SECOND}/32", *([f"{own}/32"] if not own.startswith("127.") else [])), scenario)
+
+
+@contextlib.contextmanager
+def sources():
+    """The port of a server at PUBLIC that greets whoever comes, and the addresses that came."""
+    came_from = []
+    with socket.create_server((PUBLIC, 0)) as listener:
+
+        def accept():
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, address = listener.accept()
+                    with connection:
+                        came_from.append(address[0])
+                        connection.sendall(b"hello")
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listener.getsockname()[1], came_from
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
             thread.join()
 
 

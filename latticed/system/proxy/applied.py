@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _LISTS: Final = {Core.SING_BOX: ("users", "name"), Core.XRAY: ("clients", "email")}
 """Where the users of an inbound stand, and what names one."""
+_RULES: Final = {Core.SING_BOX: ("route", "inbound"), Core.XRAY: ("routing", "inboundTag")}
+"""Which part has the rules, and what of a rule has the inbounds that it is for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +43,9 @@ def config(wanted: CoreFile, now_s: int) -> bytes:
     over = {name for name, until in wanted.until.items() if until <= now_s}
     inbounds = [_due(wanted.core, one, over) for one in wanted.config["inbounds"]]
     kept = [one for one in inbounds if users(wanted.core, one)]
-    found = {**wanted.config, "inbounds": kept}
-    if wanted.core is Core.SING_BOX:
-        tags = {one["tag"] for one in kept}
-        rules = [_rule(one, tags) for one in wanted.config["route"]["rules"]]
-        found["route"] = {**wanted.config["route"], "rules": [one for one in rules if one is not None]}
-    return text(found)
+    return text(
+        {**wanted.config, "inbounds": kept, **_routing(wanted.core, wanted.config, {one["tag"] for one in kept})}
+    )
 
 
 def users(core: Core, inbound: Mapping[str, Any]) -> tuple[str, ...]:
@@ -64,12 +63,15 @@ def _due(core: Core, inbound: dict[str, Any], over: Collection[str]) -> dict[str
     return {**inbound, "settings": {**settings, where: [one for one in settings[where] if one[name] not in over]}}
 
 
-def _rule(rule: dict[str, Any], tags: set[str]) -> dict[str, Any] | None:
-    """The rule for inbounds that are there. One that names none would be for all of them."""
-    if "inbound" not in rule:
-        return rule
-    left = [one for one in rule["inbound"] if one in tags]
-    return {**rule, "inbound": left} if left else None
+def _routing(core: Core, file: Mapping[str, Any], tags: set[str]) -> dict[str, Any]:
+    """The part of a file that has its rules, those for inbounds that are there. One that names none is for all."""
+    part, names = _RULES[core]
+    rules = []
+    for rule in file[part]["rules"]:
+        left = [one for one in rule.get(names, ()) if one in tags]
+        if names not in rule or left:
+            rules.append({**rule, names: left} if left else rule)
+    return {part: {**file[part], "rules": rules}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +95,7 @@ def moves(core: Core, before: bytes, after: bytes) -> Moves | None:
     stripped = {one["tag"]: _due(core, one, gone) for one in old["inbounds"]}
     if {tag: one for tag, one in stripped.items() if tag in kept or users(core, one)} != kept:
         return None
-    expected = {**old, "inbounds": new["inbounds"]}
-    if core is Core.SING_BOX:
-        rules = [_rule(one, set(kept)) for one in old["route"]["rules"]]
-        expected["route"] = {**old["route"], "rules": [one for one in rules if one is not None]}
+    expected = {**old, "inbounds": new["inbounds"], **_routing(core, old, set(kept))}
     return Moves(gone=gone, come=come) if expected == new else None
 
 

@@ -491,7 +491,10 @@ def _polled(before: Usage, live: Any) -> tuple[Usage, dict[str, int]]:
     """The state after a poll, and from how many addresses each user comes; there may be tens of thousands."""
     told = [Connection(**one) for one in live["connections"]]
     told += [Connection(**one, is_open=False) for one in live.get("ended", ())]
-    return usage.polled(before, told, live.get("untold", {})), usage.sources(told)
+    after = usage.polled(before, told, live.get("untold", {}))
+    if "ended" not in live:  # a helper of a version before: what it tells no more, a newer one tells again
+        after = replace(after, knows_ended=False)
+    return after, usage.sources(told)
 
 
 def _connected(live: Any) -> int:

@@ -41,15 +41,14 @@ def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
         rules.append({"type": "field", "ip": private, "outboundTag": BLOCK})
     by_outbound: dict[str, list[str]] = {}
     for one in inbounds:
-        if one.outbound != DIRECT:
-            by_outbound.setdefault(one.outbound, []).append(one.tag)
+        by_outbound.setdefault(one.outbound, []).append(one.tag)
     # A name that is not found is asked for again by each rule, and by the outbound: it gets no further without a public
-    # address, since it may mean this host by then.
+    # address, since it may mean this host by then. No rule takes what another inbound's did not.
     found: Plain = {"network": "tcp,udp"} if intent.reach_private else {"ip": list(networks.PUBLIC)}
     rules += [
         {"type": "field", "inboundTag": by_outbound[tag], "outboundTag": tag, **found} for tag in sorted(by_outbound)
     ]
-    return [*rules, {"type": "field", "outboundTag": DIRECT, **found}]
+    return rules
 
 
 def _outbound(outbound: Outbound) -> Plain:

@@ -122,6 +122,23 @@ async def test_a_kill_or_a_full_bucket_at_any_write_leaves_the_old_or_the_new_va
     raise AssertionError("expected it to end")
 
 
+@pytest.mark.parametrize("new", [1, 4 * PART_BYTES])
+async def test_who_is_told_that_it_cannot_be_kept_has_the_old_value(new):
+    """Though parts of the one before cannot be removed."""
+    for point in range(1, 10):
+        bucket = Bucket()
+        await bucket.again().put(KEY, before := text(3 * PART_BYTES))
+        kept = bucket.again()
+        await kept.get(KEY)
+        bucket.full_at = bucket.changes + point
+        try:
+            await kept.put(KEY, after := text(new))
+        except HostError:
+            assert await bucket.again().get(KEY) == before.encode()
+        else:
+            assert await bucket.again().get(KEY) == after.encode()
+
+
 @pytest.mark.parametrize("old", [0, 2 * PART_BYTES])
 async def test_what_does_not_fit_takes_no_room_from_others(old):
     bucket = Bucket()

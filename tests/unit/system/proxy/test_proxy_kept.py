@@ -51,7 +51,7 @@ class Core(Helper):
         found = await super().state(kind)
         self.looks += 1
         found["target"]["unconfirmed"] = self.unconfirmed
-        return {**found, "live": {"answers": True, "sound": True, "connections": self.told, **self.live}}
+        return {**found, "live": {"answers": True, "sound": True, "connections": self.told, "ended": [], **self.live}}
 
     def let_in(self):
         return {one["id"] for one in self.plans[self.confirmed]["intent"]["users"] if one.get("enabled", True)}

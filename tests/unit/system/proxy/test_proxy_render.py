@@ -56,7 +56,7 @@ def test_private_networks_are_out_of_reach_unless_said_otherwise():
     assert (private["outboundTag"], "127.0.0.0/8" in private["ip"]) == ("block", True)
     assert (public["outboundTag"], found["outbounds"][0]["tag"]) == ("direct", "block")
     (every,) = config({**plain, "reach_private": True})["routing"]["rules"]
-    assert every == {"type": "field", "network": "tcp,udp", "outboundTag": "direct"}
+    assert every == {"type": "field", "inboundTag": ["front"], "network": "tcp,udp", "outboundTag": "direct"}
 
 
 def v4(networks):
