@@ -72,12 +72,21 @@ def root(tmp_path) -> Root:
     return made
 
 
-def ledger(root: Root, steps: int, ends: str) -> None:
+def ledger(root: Root, steps: int, ends: str = "closed") -> None:
     subprocess.run([sys.executable, "-P", "-c", LEDGER, root.state / "ledger.sqlite3", str(steps), ends], check=False)
 
 
 def kept(root: Root) -> list[str]:
     return sorted(path.name for path in root.copies.iterdir()) if root.copies.exists() else []
+
+
+def typed_way_back(root: Root, refused: subprocess.CompletedProcess[str]) -> list[str]:
+    """Type what the refusal says until the earlier version is installed."""
+    root.answers("systemctl", "exit 0")
+    commands = re.findall(r"^  (.*)", refused.stderr.partition("then install")[0], re.MULTILINE)
+    path = f"{root.path}/stubs:{os.environ['PATH']}"
+    subprocess.run(["sh", "-ec", "\n".join(commands)], check=True, env={"PATH": path})
+    return commands
 
 
 def test_version_is_refused_that_is_older_than_a_migration_of_a_killed_daemon(root):
@@ -179,6 +188,8 @@ def test_copy_that_is_not_whole_is_offered_to_nobody_and_goes_with_the_next(root
 def controllers(root: Root, steps: int) -> None:
     """The database of a controller that was killed."""
     made = root.controller / database.FILE
+    for end in ("", "-wal"):
+        Path(f"{made}{end}").unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as writing:
         writing.execute("PRAGMA journal_mode=WAL")
         for number in range(1, steps + 1):
@@ -200,8 +211,6 @@ def test_database_of_a_controller_is_copied_before_a_migration_and_not_given_to_
     assert kept(root) == [f"controller-schema-{now}-before-{now + 1}"]
     before = root.copies / kept(root)[0] / database.FILE
     assert read_by_sqlite(Path(shutil.copytree(before.parent, root.path / "looked-at")) / database.FILE) == now
-    for name in ("", "-wal"):
-        (root.controller / f"{database.FILE}{name}").unlink(missing_ok=True)
     controllers(root, now + 1)
     refused = root.run("preinst", "upgrade", "2", "1")
     assert refused.returncode == 1
@@ -210,11 +219,7 @@ def test_database_of_a_controller_is_copied_before_a_migration_and_not_given_to_
         in refused.stderr
     )
     assert "accept-rollback" not in refused.stderr
-    root.answers("systemctl", "exit 0")
-    commands = re.findall(r"^  (.*)", refused.stderr, re.MULTILINE)
-    assert commands[0] == "systemctl stop latticed-controller.service"
-    path = f"{root.path}/stubs:{os.environ['PATH']}"
-    subprocess.run(["sh", "-ec", "\n".join(commands)], check=True, env={"PATH": path})
+    assert typed_way_back(root, refused)[0] == "systemctl stop latticed-controller.service"
     assert root.run("preinst", "upgrade", "2", "1").returncode == 0
     assert (root.controller / "bundles/one.tar").read_text() == "one"
     assert root.controller.stat().st_mode & 0o777 == 0o700
@@ -239,13 +244,28 @@ def test_way_back_has_the_data_of_services_and_published_files(root):
     for name in ("services", "static"):
         (root.state / name).mkdir()
         (root.state / name / "kept").write_text(name)
-    refused = root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier)
-    root.answers("systemctl", "exit 0")
-    commands = refused.stderr.partition("then install")[0]
-    typed = "\n".join(re.findall(r"^  (.*)", commands, re.MULTILINE))
-    subprocess.run(["sh", "-ec", typed], check=True, env={"PATH": f"{root.path}/stubs:{os.environ['PATH']}"})
+    typed_way_back(root, root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier))
     assert root.run("preinst", "upgrade", "2", "1", SCHEMA=earlier).returncode == 0
     assert [(root.state / name / "kept").read_text() for name in ("services", "static")] == ["services", "static"]
+
+
+@pytest.mark.parametrize("what", ["SCHEMA", "CONTROLLER"])
+def test_each_way_back_has_the_data_from_just_before_it(root, what):
+    """And what the earlier ones put aside stays as it was."""
+    turns, state, data, made, earlier = ["first", "second", "third"], root.state, "services", ledger, NOW[what] - 1
+    if what == "CONTROLLER":
+        state, data, made, earlier = root.controller, "bundles", controllers, NOW[what]
+    made(root, earlier)
+    for turn in turns:
+        assert root.run("preinst", "upgrade", "2", "3", **{what: earlier + 1}).returncode == 0
+        made(root, earlier + 1)
+        (state / data).mkdir(exist_ok=True)
+        (state / data / "kept").write_text(turn)
+        typed_way_back(root, root.run("preinst", "upgrade", "2", "1", **{what: earlier}))
+        assert root.run("preinst", "upgrade", "2", "1", **{what: earlier}).returncode == 0
+        assert (state / data / "kept").read_text() == turn
+    aside = [state.with_name(f"{state.name}.newer{number}") for number in ("", "-2", "-3")]
+    assert [(path / data / "kept").read_text() for path in aside] == turns
 
 
 PATHS = [path for path in pages.column("docs/operate/package.md", "path") if not path.startswith("/usr/")]
