@@ -308,34 +308,50 @@ def test_purge_keeps_each_path_that_is_to_stay(root, kept_path):
 
 
 @pytest.mark.root
-def test_purge_empties_what_is_mounted_and_says_what_it_could_not_delete(root):
-    """A state, or the settings, on a disk of its own; and one with another disk below it, until that is away."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs uid 0 to mount")
+@pytest.mark.parametrize("owner", ["var/lib/latticed-controller", "var/lib/latticed", "etc/latticed"])
+def test_purge_empties_what_is_mounted_and_leaves_what_has_another_disk_below_it(root, owner):
+    """Of a state and settings on disks of their own; until that other disk is away. /var is a link."""
+    trial = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", root.path]
+    if subprocess.run(trial, capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace can be made here")
     made = filled(root)
+    (root.path / "var").rename(root.path / "other")
+    (root.path / "var").symlink_to("other")
     mounted = [root.state, root.path / "etc/latticed"]
-    below = root.controller / "below"
-    script = "\n".join(
-        [
-            *(f"mount -t tmpfs tmpfs {path} && mkdir -p {path}/a/b && touch {path}/a/b/c" for path in mounted),
-            f"mount -t tmpfs tmpfs {below} && touch {below}/kept",
-            'sh -c "$1" postrm purge && exit 3',
-            f"test -e {below}/kept && test -e {mounted[1]}/a/b/c && test ! -e {mounted[0]}/a",
-            f"umount {below}",
-            'sh -c "$1" postrm purge',
-            f"mountpoint -q {mounted[0]} && mountpoint -q {mounted[1]}",
-            *(f'test -z "$(ls -A {path})"' for path in mounted),
-            f"umount {mounted[0]} {mounted[1]}",
-        ]
-    )
+    disk, below = root.path / "srv", root.path / owner / "below"
+    disk.mkdir()
+    (disk / "kept").write_text("the operator's own")
+    lines = [
+        *(f"mount -t tmpfs tmpfs {path}\nmkdir -p {path}/a/b\ntouch {path}/a/b/c" for path in mounted),
+        f"mkdir -p {below}\nmount --bind {disk} {below}",
+        'if sh -c "$1" postrm purge; then exit 3; fi',
+        f"test -e {below}/kept\ntest -e {mounted[1]}/a/b/c\ntest ! -e {root.path}/var/lib/latticed-plugins",
+        f"umount {below}",
+        'sh -c "$1" postrm purge',
+        *(f'mountpoint -q {path}\ntest -z "$(ls -A {path})"\numount {path}' for path in mounted),
+    ]
     environment = {"PATH": f"{root.path}/stubs:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-    command = ["unshare", "-m", "sh", "-exc", script, "sh", root.written("postrm")]
+    command = ["unshare", "-m", "sh", "-exc", "\n".join(lines), "sh", root.written("postrm")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"rm: cannot remove '{below}'" in done.stderr
+    assert f"latticed: {root.path / owner} is left: something is mounted below it\n" in done.stderr
     assert sorted(path for path in made if path.exists()) == sorted(mounted)
+    assert (disk / "kept").exists()
+
+
+def with_dpkg(test):
+    """A test that installs."""
+    for reason, lacks in (
+        ("needs uid 0 to install", os.geteuid() != 0),
+        ("dpkg is not installed here", shutil.which("dpkg") is None),
+    ):
+        test = pytest.mark.skipif(lacks, reason=reason)(test)
+    return pytest.mark.root(test)
 
 
 class Dpkg:
-    """Real dpkg on a root, with a package that has a settings file and the postrm."""
+    """Real dpkg on a root, with a package that has a settings file, the postinst and the postrm."""
 
     def __init__(self, root: Root, place: Path) -> None:
         self.root = root
@@ -351,19 +367,25 @@ class Dpkg:
             "Package: latticed\nVersion: 1\nArchitecture: all\nMaintainer: tests <t@example.org>\nDescription: tests\n"
         )
         (control / "conffiles").write_text("/etc/latticed/latticed.toml\n")
-        (control / "postrm").write_text(root.written("postrm"))
-        (control / "postrm").chmod(0o755)
+        for name in ("postinst", "postrm"):
+            (control / name).write_text(root.written(name))
+            (control / name).chmod(0o755)
+        for name in ("systemd-sysusers", "systemd-tmpfiles"):
+            root.answers(name, "exit 0")
         self.package = str(place.with_suffix(".deb"))
         subprocess.run(["dpkg-deb", "--root-owner-group", "-b", place, self.package], check=True, capture_output=True)
 
-    def __call__(self, *words: str) -> None:
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         path = f"{self.root.path}/stubs:/usr/sbin:/usr/bin:/sbin:/bin"
         command = ["dpkg", f"--root={self.root.path}", "--log=/dev/null", "--force-script-chrootless", *words]
-        done = subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False)
+        return subprocess.run(command, env={"PATH": path}, capture_output=True, text=True, check=False)
+
+    def __call__(self, *words: str) -> None:
+        done = self.run(*words)
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.root
+@with_dpkg
 @pytest.mark.parametrize("steps", [["--purge"], ["--remove", "--purge"]])
 def test_settings_that_are_to_stay_are_there_after_dpkg_has_purged_its_own_file(root, tmp_path, steps):
     """Theirs, not the packaged ones; whoever does not ask for it keeps nothing."""
@@ -383,6 +405,25 @@ def test_settings_that_are_to_stay_are_there_after_dpkg_has_purged_its_own_file(
             assert (settings / "latticed.toml").read_text() == "# mine\n"
             assert (settings / "latticed.toml").stat().st_mode & 0o777 == 0o640
     assert not settings.exists()
+
+
+@with_dpkg
+def test_settings_that_are_to_stay_outlast_a_purge_that_fails_and_an_installation_after_it(root, tmp_path):
+    """dpkg has deleted its own file before the script runs, and has forgotten that it had it."""
+    dpkg, settings = Dpkg(root, tmp_path / "package"), root.path / "etc/latticed"
+    dpkg("--install", dpkg.package)
+    (settings / "latticed.toml").write_text("# mine\n")
+    (settings / "keep-on-purge").write_text(f"{settings}\n")
+    root.answers("rm", f'case "$*" in *{root.controller}) exit 1 ;; esac\nexec /bin/rm "$@"')
+    failed = dpkg.run("--purge", "latticed")
+    assert "post-removal script" in failed.stderr
+    assert failed.returncode == 1
+    (root.path / "stubs/rm").unlink()
+    dpkg("--install", "--force-confold", dpkg.package)
+    assert (settings / "latticed.toml").read_text() == "# mine\n"
+    dpkg("--purge", "latticed")
+    assert sorted(path.name for path in settings.iterdir()) == ["keep-on-purge", "latticed.toml"]
+    assert (settings / "latticed.toml").read_text() == "# mine\n"
 
 
 def test_what_ran_before_an_upgrade_is_started_after_it_though_its_first_script_failed(root):
