@@ -252,11 +252,14 @@ for stays in (False, True):
 @root
 def test_program_that_stays_is_favoured_no_more_than_others():
     """As nginx or a core that a dead-man has started again: the kernel would end everything else before it."""
+    trial = [sys.executable, "-c", "import os; os.setpriority(os.PRIO_PROCESS, 0, -10)"]
+    if subprocess.run(trial, capture_output=True, check=False).returncode:
+        pytest.skip("no priority of -10 is granted here")
     done = subprocess.run([sys.executable, "-P", "-c", FAVOURED], capture_output=True, text=True, check=True)
-    (ends, _), (stays, score) = (line.split() for line in done.stdout.splitlines())
+    (ends, granted), (stays, score) = (line.split() for line in done.stdout.splitlines())
     assert (int(ends), int(stays)) == (-10, 0)
     # A container may not be granted less than it has.
-    assert int(score) == max(0, int(Path("/proc/self/oom_score_adj").read_text()))
+    assert int(score) == max(0, int(granted))
     # As the words for -900 do it, where only a higher one can be set.
     higher = ["nice", "-n", str(-10 - os.getpriority(os.PRIO_PROCESS, 0)), "choom", "-n", "300", "--"]
     told = ["sh", "-c", "nice; cat /proc/self/oom_score_adj"]
