@@ -155,6 +155,7 @@ def test_upgrade_and_restore_drill_of_the_page(engine):
     before = engine.inspect(NAME)["Id"]
     build, upgrade = _page("Stop and upgrade")
     engine.type(build, pages.CHECKOUT)
+    engine.type("touch before-upgrade.tar latticed.tar && chmod 644 before-upgrade.tar latticed.tar", SITE)
     engine.type(upgrade, SITE)
     assert engine.inspect(NAME)["Id"] != before
     assert engine.home_file(SITE / "before-upgrade.tar").stat().st_mode & 0o777 == 0o600
