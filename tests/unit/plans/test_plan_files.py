@@ -254,7 +254,7 @@ def test_program_that_stays_is_favoured_no_more_than_others():
     """As nginx or a core that a dead-man has started again: the kernel would end everything else before it."""
     trial = [sys.executable, "-c", "import os; os.setpriority(os.PRIO_PROCESS, 0, -10)"]
     if subprocess.run(trial, capture_output=True, check=False).returncode:
-        pytest.skip("no priority of -10 is granted here")
+        pytest.skip("no priority below 0 is granted here")
     done = subprocess.run([sys.executable, "-P", "-c", FAVOURED], capture_output=True, text=True, check=True)
     (ends, granted), (stays, score) = (line.split() for line in done.stdout.splitlines())
     assert (int(ends), int(stays)) == (-10, 0)
