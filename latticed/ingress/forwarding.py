@@ -91,6 +91,9 @@ def answered(
         if lower not in _NOT_ANSWERED and lower not in listed and not lower.startswith("x-accel-") and _is_sound(value):
             out.add(name, value)
     out.setdefault("Server", "latticed")  # else aiohttp adds its own
+    if fields.get("Content-Type", "").lower().startswith("text/event-stream"):
+        # Else an nginx in front keeps the end of an event until the next. All else it takes at once, for slow clients.
+        out["X-Accel-Buffering"] = "no"
     for name in ("Location", "Content-Location"):
         for value in _all(fields, name)[:1]:
             if _is_sound(value):

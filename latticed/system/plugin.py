@@ -11,7 +11,7 @@ from latticed.sdk.base import Health, PluginError, Reply
 from latticed.sdk.calls import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from latticed.system.host import Host
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RETRY_S: Final = 2.0
 MAX_RETRY_S: Final = 60.0
 """Between two tries of a plan that the helper refuses."""
+_NOT_GRANTED: Final = frozenset({"capability_denied", "capability_not_granted"})
 _FINAL: Final = frozenset({"bad_request", "denied", "intent_refused", "kind_unknown"})
 """Codes of refusals that another try would only meet again; another plan is needed, or other settings."""
 
@@ -96,6 +97,26 @@ class SystemPlugin:
     def measures(self) -> tuple[Measure, ...]:
         """What `/metrics` shows of the plugin: what is known without asking anybody."""
         return ()
+
+    async def tell(self, title: str, body: str, **options: str) -> None:
+        """`notify.send`. Not granted is no error, since no other look would find it granted sooner; HostError else."""
+        try:
+            await self.host.notify.send(title, body, **options)
+        except HostError as error:
+            if error.code not in _NOT_GRANTED:
+                raise
+
+    async def after_news(self, seen: Health, *news: Callable[[], Awaitable[None]]) -> Health:
+        """The health, once these have told the operator what is new. What cannot be told waits for the next look; a
+        plugin that is healthy otherwise is degraded by it.
+        """
+        for one in news:
+            try:
+                await one()
+            except HostError as error:
+                if seen.status == "healthy":
+                    seen = Health("degraded", str(error)[:400])
+        return seen
 
     async def intent_of(self, plan: str) -> dict[str, Any] | None:
         """The intent of the plan with this SHA-256; None when this plugin has no such plan. HostError otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from latticed.sdk.base import Health, PluginError
@@ -45,9 +46,8 @@ class Nginx(SystemPlugin):
         while True:
             try:
                 state = await self._taken_up(await self.host.network.state(KIND))
-                await self._tell(state)
-                await self._tell_of_ends(state)
-                self._seen = health(state, now_s=int(time.time()))
+                seen = health(state, now_s=int(time.time()))
+                self._seen = await self.after_news(seen, partial(self._tell, state), partial(self._tell_of_ends, state))
             except HostError as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(POLL_S)
@@ -112,7 +112,7 @@ class Nginx(SystemPlugin):
         if self._unserved is not None and (lost := sorted(now - self._unserved)):
             body = f"{_listed(lost)}: nginx does not take the certificate, or it is not there"
             title = f"{_together(lost)} answer{'s' if len(lost) == 1 else ''} 503"
-            await self.host.notify.send(title, body, event="nginx.site")
+            await self.tell(title, body, event="nginx.site")
         # Afterwards: what could not be sent is news at the next look, too.
         self._unserved = now
 
@@ -132,7 +132,7 @@ class Nginx(SystemPlugin):
             left = expiry.left(one, now_s)
             title = f"The certificate of {_together(one.sites)} {left}"
             body = f"{_listed(list(one.sites))}: the certificate {left}"
-            await self.host.notify.send(title, body, severity=severity, event="nginx.certificate", dedupe=one.word)
+            await self.tell(title, body, severity=severity, event="nginx.certificate", dedupe=one.word)
         if after != self._told:
             await self.host.kv.put(TOLD_KEY, json.dumps(after))
             self._told = after

@@ -120,7 +120,7 @@ def _http(intent: NginxIntent, place: NginxPlace) -> Iterator[Directive]:
     connection = (_simple("default", ""), _simple("websocket", "upgrade"))
     yield Directive("map", ("$latticed_upgrade", "$latticed_connection"), connection)
     # The port that the client named, with its colon: what is listened at may be another one (NAT).
-    port = (_simple("default", ""), _simple("~^[^:]+(:[0-9]+)$", "$1"))
+    port = (_simple("default", ""), _simple("~^[^:]+(:[0-9]{1,5})$", "$1"))
     yield Directive("map", ("$http_host", "$latticed_port"), port)
     for one in sorted(intent.access, key=lambda one: one.name):
         yield Directive("geo", (_access(one.name),), tuple(_allowed(one)))
@@ -215,7 +215,9 @@ def _sends(site: Site) -> Iterator[Directive]:
     yield _simple("proxy_set_header", "X-Forwarded-Host", "$host$latticed_port")
     yield _simple("proxy_set_header", "Forwarded", "")
     yield _simple("proxy_set_header", "Proxy", "")
-    yield _simple("proxy_set_header", "HTTP2-Settings", "")
+    # Programs take the path, or where they are, from some of these: past the access lists.
+    for name in ("HTTP2-Settings", "X-Original-URL", "X-Rewrite-URL", "X-Forwarded-Prefix", "X-Forwarded-Port"):
+        yield _simple("proxy_set_header", name, "")
     yield _simple("proxy_set_header", "Upgrade", "$latticed_upgrade" if site.websockets else "")
     yield _simple("proxy_set_header", "Connection", "$latticed_connection" if site.websockets else "")
     if site.websockets:
@@ -241,8 +243,6 @@ def _handled(handler: Handler, access: str, place: NginxPlace, copies: Mapping[s
             yield from _forwarded(handler)
         case Own():
             host, port = place.own[handler]
-            # Else the end of a long event waits for the next. latticed takes out the header by which services say so.
-            yield _simple("proxy_buffering", "off")
             yield _simple("proxy_pass", f"http://{hosts.bracketed(host)}:{port}")
         case Files(root):
             yield from _from_disk(root)

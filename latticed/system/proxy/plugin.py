@@ -93,8 +93,7 @@ class ProxyCores(SystemPlugin):
                         await self._take_effect(state)
                     else:
                         await self._end(state)
-                    await self._tell()
-                self._seen = unkept or self.with_refusal(_health(state))
+                    self._seen = await self.after_news(unkept or self.with_refusal(_health(state)), self._tell)
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(self._pause_s())
@@ -315,7 +314,7 @@ class ProxyCores(SystemPlugin):
         if news:
             rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
             title = news[0] if len(news) == 1 else f"{news[0]}, and {len(news) - 1} more"
-            await self.host.notify.send(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
+            await self.tell(f"proxy: {title}", "\n".join([*news[:TOLD], *rest]), event="proxy.user")
         # Afterwards: what cannot be sent is told at the next look, and what cannot be kept once more by the next start.
         if told:
             self._accounts |= {name: replace(self._account(name), told=end) for name, end in told.items()}

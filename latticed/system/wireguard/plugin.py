@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.sdk.base import Health, PluginError, Reply
@@ -16,7 +17,7 @@ from latticed.system.plugin import Measure, SecretReply, SystemPlugin
 from latticed.system.wireguard import allocate, check, conf, decode, devices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from latticed.system.wireguard.devices import Kept, Met, Plain
     from latticed.system.wireguard.intent import WgNetwork
@@ -66,8 +67,7 @@ class Wireguard(SystemPlugin):
                         await self._take_effect(state)
                     else:
                         await self._end(state)
-                await self._tell(state)
-                self._seen = self.with_refusal(_health(state))
+                self._seen = await self.after_news(self.with_refusal(_health(state)), partial(self._tell, state))
             except (HostError, PluginError) as error:
                 self._seen = Health("degraded", str(error)[:400])
             await asyncio.sleep(POLL_S)
@@ -341,26 +341,35 @@ class Wireguard(SystemPlugin):
         applied = await self._applied(state)
         peers = _peers(state)
         self._measured = _measures(applied, peers)
+        refused: list[HostError] = []
         for network in (applied or {}).get("networks", []):
-            key = f"met.{network['name']}"
-            before = await self._met(key)
-            seen = [
-                {**live, "id": member["id"]}
-                for member in network["members"]
-                if (live := peers.get((network["name"], member["public_key"]))) is not None
-            ]
-            silent_s = int(self.config.get("silent_days", 30)) * 86_400
-            after, news = devices.met(before, seen, now_s=int(time.time()), silent_s=silent_s)
-            if news:
-                rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
-                body = "\n".join([*news[:TOLD], *rest])
-                title = f"{network['name']}: " + (news[0] if len(news) == 1 else f"{news[0]}, and {len(news) - 1} more")
-                # What was met before tells this from the same news of another day.
-                word = hashlib.sha256(f"{key} {devices.met_written(before)} {body}".encode()).hexdigest()
-                await self.host.notify.send(title, body, event="wireguard.device", dedupe=word)
-            # Afterwards: what cannot be sent is told at the next look; what cannot be kept again, under the same word.
-            if devices.worth_keeping(before, after):
-                await self._values.put(key, devices.met_written(after))
+            try:
+                await self._tell_of(network, peers)
+            except HostError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
+
+    async def _tell_of(self, network: Plain, peers: Mapping[tuple[str, str], Plain]) -> None:
+        key = f"met.{network['name']}"
+        before = await self._met(key)
+        seen = [
+            {**live, "id": member["id"]}
+            for member in network["members"]
+            if (live := peers.get((network["name"], member["public_key"]))) is not None
+        ]
+        silent_s = int(self.config.get("silent_days", 30)) * 86_400
+        after, news = devices.met(before, seen, now_s=int(time.time()), silent_s=silent_s)
+        if news:
+            rest = [f"and {len(news) - TOLD} more"] if len(news) > TOLD else []
+            body = "\n".join([*news[:TOLD], *rest])
+            title = f"{network['name']}: " + (news[0] if len(news) == 1 else f"{news[0]}, and {len(news) - 1} more")
+            # What was met before tells this from the same news of another day.
+            word = hashlib.sha256(f"{key} {devices.met_written(before)} {body}".encode()).hexdigest()
+            await self.tell(title, body, event="wireguard.device", dedupe=word)
+        # Afterwards: what cannot be sent is told at the next look; what cannot be kept again, under the same word.
+        if devices.worth_keeping(before, after):
+            await self._values.put(key, devices.met_written(after))
 
     async def _met(self, key: str) -> dict[str, Met]:
         """What was last seen of devices; of a damaged value nothing, so that news are told once more."""

@@ -78,6 +78,14 @@ def test_challenge_of_a_401_asks_for_nothing_that_is_not_forwarded(own):
     assert answered(*own) == []
 
 
+def test_events_and_nothing_else_are_kept_in_no_buffer_by_an_nginx_in_front():
+    """All else it takes at once, and serves slow clients itself. What the service says of it does not count."""
+    events = ("Content-Type", "text/event-stream; charset=utf-8")
+    said = ("X-Accel-Buffering", "yes")
+    assert answered(events, said) == [events, ("X-Accel-Buffering", "no")]
+    assert answered(("Content-Type", "text/html"), ("X-Accel-Buffering", "no")) == [("Content-Type", "text/html")]
+
+
 @pytest.mark.parametrize(
     "name", ["Service-Worker-Allowed", "Clear-Site-Data", "NEL", "Report-To", "Alt-Svc", "Accept-CH"]
 )
