@@ -39,48 +39,57 @@ def encode_or(message: Any, instead: Callable[[str], Any]) -> bytes:
 
 
 class LineStream:
-    """Lines read from descriptor `reading` and written to `writing`; one thread may read while others write."""
+    """Lines read from descriptor `reading` and written to `writing`; one thread may read while others write.
+
+    A signal handler may raise at any moment, as one of SIGALRM does that limits how long something takes. Nothing that
+    was read is lost then, and the rest of a line that was written in part comes before the next one.
+    """
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading = reading
         self._writing = writing
-        # Bytes that were read and not returned yet; `_searched` of them are known to hold no newline.
-        self._held = bytearray()
-        self._searched = 0
+        # What was read and not returned yet. Only the last one may hold a newline: each byte is searched once.
+        self._chunks: list[bytes] = []
+        # The line that was written last, and how many bytes of it each write took.
+        self._line: tuple[bytes, list[int]] = (b"", [])
         self._one_writes = threading.Lock()
 
     def read_line(self) -> bytes | None:
         """The next line without its newline; None at end of file. A last line without a newline counts as a line."""
-        while (end := self._held.find(b"\n", self._searched)) == -1:
-            # A long line comes in many chunks: search each byte once.
-            self._searched = len(self._held)
-            more = self.more()
-            self._held += more
-            if not more:
-                rest = bytes(self._held)
-                self._held.clear()
-                self._searched = 0
+        while not self._chunks or b"\n" not in self._chunks[-1]:
+            self.readable()
+            # `map` calls os.read within the call of `extend`: between the two no handler runs, which would lose bytes.
+            self._chunks.extend(map(os.read, (self._reading,), (CHUNK_BYTES,)))
+            if not self._chunks[-1]:
+                rest = b"".join(self._chunks)
+                self._chunks = []
                 return rest or None
-        line = bytes(self._held[:end])
-        del self._held[: end + 1]
-        self._searched = 0
+        line, _, rest = b"".join(self._chunks).partition(b"\n")
+        self._chunks = [rest] if rest else []
         return line
 
-    def more(self) -> bytes:
-        """The next bytes, at least one; empty at end of file. Blocks. Overridden in tests to add a deadline."""
-        return os.read(self._reading, CHUNK_BYTES)
+    def readable(self) -> None:
+        """Called before each read, which blocks. Overridden in tests to add a deadline."""
 
-    def put(self, data: memoryview) -> int:
-        """Write some of `data`, blocking until there is room; returns how many bytes were written."""
-        return os.write(self._writing, data)
+    def writable(self) -> None:
+        """Called before each write, which blocks. Overridden in tests to add a deadline."""
 
     def write(self, line: bytes) -> None:
         """Write all of `line`, not interleaved with other threads' lines; BrokenPipeError when the host has gone."""
         # write(2) may take a part of a line; another thread's line must not come between the parts.
         with self._one_writes:
-            left = memoryview(line)
-            while left:
-                left = left[self.put(left) :]
+            if any(self._line[1]):
+                self._finish()
+            self._line = (line, [])
+            self._finish()
+
+    def _finish(self) -> None:
+        """Write what is left of the line."""
+        line, taken = self._line
+        while (done := sum(taken)) < len(line):
+            self.writable()
+            # As in `read_line`: how many bytes were taken is known whatever a handler raises.
+            taken.extend(map(os.write, (self._writing,), (memoryview(line)[done:],)))
 
 
 def claim() -> LineStream:

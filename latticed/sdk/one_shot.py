@@ -70,21 +70,27 @@ class Caller:
             if self._ended:  # the reply is the last line
                 raise HostError("service_unavailable", "the action has been answered")
             self._last_id += 1
-            asked = {"host_call": {"id": str(self._last_id), "method": method, "params": params}}
+            called = str(self._last_id)
+            asked = {"host_call": {"id": called, "method": method, "params": params}}
             try:
                 line = lines.encode(asked)
             except lines.UNFIT as error:
                 raise HostError("bad_params", f"expected parameters that JSON can carry: {error}") from error
             self._calls.write(line)
-            found = self._answers.read_line()
-        if found is None:
-            raise HostError("service_unavailable", "the host has ended the conversation")
-        answer = json.loads(found)["host_response"]
+            answer = self._answer(called)
         if answer["ok"]:
             return answer.get("result")
         # This protocol carries an error as one text, `code: message`.
         code, _, message = str(answer.get("error")).partition(": ")
         raise HostError(code, message)
+
+    def _answer(self, called: str) -> dict[str, Any]:
+        """The answer to the call of that id; those of calls that a signal handler broke off come before it."""
+        while (found := self._answers.read_line()) is not None:
+            answer: dict[str, Any] = json.loads(found)["host_response"]
+            if answer["id"] == called:
+                return answer
+        raise HostError("service_unavailable", "the host has ended the conversation")
 
     def end(self, reply: bytes) -> None:
         """Write the reply; host calls after it are refused."""

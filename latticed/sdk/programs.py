@@ -57,17 +57,15 @@ class _DeadlineStream(LineStream):
         os.set_blocking(writing, False)
         self._deadline_s = deadline_s
 
-    def more(self) -> bytes:
-        """The next bytes; ProgramError when none come in time."""
+    def readable(self) -> None:
+        """Wait for bytes; ProgramError when none come in time."""
         if not select.select([self._reading], [], [], self._deadline_s)[0]:
             raise ProgramError(f"expected a line within {self._deadline_s:g} s, found none")
-        return super().more()
 
-    def put(self, data: memoryview) -> int:
-        """Write some of `data`, and return how many bytes; ProgramError when the program does not read in time."""
+    def writable(self) -> None:
+        """Wait for room; ProgramError when the program does not read in time."""
         if not select.select([], [self._writing], [], self._deadline_s)[1]:
             raise ProgramError(f"expected the program to read within {self._deadline_s:g} s, found that it does not")
-        return super().put(data)
 
 
 class _Program:

@@ -164,9 +164,9 @@ class Session:
             self._reading = True
             # Read without the lock, so that other threads can make their calls meanwhile.
             # The lock of a Condition is re-entrant; callers hold it once, so this frees it.
-            self._changed.release()
             line = None
             try:
+                self._changed.release()
                 line = self._stream.read_line()
             finally:
                 self._changed.acquire()
