@@ -29,7 +29,7 @@ class PageListener:
         self._daemon = ""
 
     def put(self, targets: set[str], daemon: str) -> None:
-        """Remember that these changed, and what became of the daemon (`gone`, `back`, or empty)."""
+        """Remember that these changed, and what became of the daemon (`gone`, `back`, `denied`, or empty)."""
         self._targets |= targets
         self._everything = self._everything or len(self._targets) > MOST_TARGETS
         if self._everything:
@@ -38,7 +38,7 @@ class PageListener:
         self.ready.set()
 
     def take(self) -> dict[str, object]:
-        """Everything since the last time: `{"targets": […] or null for anything, "daemon": "gone|back|"}`."""
+        """Everything since the last time: `{"targets": […] or null for anything, "daemon": "gone|back|denied|"}`."""
         told: dict[str, object] = {
             "targets": None if self._everything else sorted(self._targets),
             "daemon": self._daemon,
@@ -49,9 +49,9 @@ class PageListener:
 
 
 class LiveHub:
-    """Reads `changes`, once the first page listens, and for as long as the process runs."""
+    """Reads `changes` (see `Operator.changes`) while pages listen; what has ended is read anew for the next one."""
 
-    def __init__(self, changes: Callable[[], Iterator[str]]) -> None:
+    def __init__(self, changes: Callable[[Callable[[], bool]], Iterator[str]]) -> None:
         self._changes = changes
         self._loop = asyncio.get_running_loop()
         self._listeners: set[PageListener] = set()
@@ -59,7 +59,8 @@ class LiveHub:
         self._targets: set[str] = set()
         self._daemon = ""
         self._scheduled = False
-        self._thread: threading.Thread | None = None
+        self._reading = False
+        self._listened = 0
 
     def listen(self, gone: Callable[[], bool] = lambda: False) -> PageListener | None:
         """A new listener; None when there are too many."""
@@ -68,12 +69,14 @@ class LiveHub:
             self._listeners = {one for one in self._listeners if not one.gone()}
         if len(self._listeners) >= MOST_LISTENERS:
             return None
-        if self._thread is None:
-            # A daemon thread: it waits at a socket, and ends with the process.
-            self._thread = threading.Thread(target=self._read, name="console-live", daemon=True)
-            self._thread.start()
         found = PageListener(gone)
         self._listeners.add(found)
+        with self._lock:
+            self._listened += 1
+            if not self._reading:
+                self._reading = True
+                # A daemon thread: it waits at a socket, and ends with the process.
+                threading.Thread(target=self._read, name="console-live", daemon=True).start()
         return found
 
     def wake(self) -> None:
@@ -86,9 +89,21 @@ class LiveHub:
         self._listeners.discard(listener)
 
     def _read(self) -> None:
-        for change in self._changes():
+        read_for = 0
+        while (read_for := self._listened_since(read_for)) and self._told():
+            pass
+
+    def _listened_since(self, read_for: int) -> int:
+        """How many pages have listened so far; 0, and this thread ends, when none did since there were `read_for`."""
+        with self._lock:
+            self._reading = self._listened > read_for
+            return self._listened if self._reading else 0
+
+    def _told(self) -> bool:
+        """Tell pages of all changes until there are no more; false when there is nobody to tell."""
+        for change in self._changes(lambda: bool(self._listeners)):
             with self._lock:
-                if change in {"gone", "back"}:
+                if change in {"gone", "back", "denied"}:
                     self._daemon = change
                 elif len(self._targets) <= MOST_TARGETS:
                     self._targets.add(change)
@@ -98,7 +113,8 @@ class LiveHub:
             try:
                 self._loop.call_soon_threadsafe(self._tell)
             except RuntimeError:  # the loop was closed: the process ends
-                return
+                return False
+        return True
 
     def _tell(self) -> None:
         with self._lock:

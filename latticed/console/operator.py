@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from latticed.console import forwarded
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+_DENIED_S: Final = 300.0
+"""For how long a page that asks for itself again asks nothing that was refused: each refusal is on record."""
 
 
 class ExplainedPlugin(NamedTuple):
@@ -36,8 +41,11 @@ class Operator(Protocol):
     def ask(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
         """The decoded answer of the control API; that of `health` also when it comes with 503."""
 
-    def changes(self) -> Iterator[str]:
-        """An endless stream: `gone` and `back` for the daemon, and for each of its events the target, or empty."""
+    def changes(self, wanted: Callable[[], bool]) -> Iterator[str]:
+        """What happens: `back` once the daemon tells of its events, for each the target, or empty; `gone` when it goes.
+
+        Ends with `denied` where the daemon refuses to tell, and without it where `wanted` is false before an attempt.
+        """
 
     def explain(self, reader: Reader, plugin_id: str) -> ExplainedPlugin:
         """The chain that leads to what a plugin is, asked for through `reader`."""
@@ -58,6 +66,8 @@ class Reader:
     def __init__(self, operator: Operator, *, act: bool) -> None:
         self._operator = operator
         self._act = act
+        # Of a reading route: when the daemon refused it, and how. A scope holds for a whole route.
+        self._denied: dict[str, tuple[float, Problem]] = {}
 
     def get(self, *parts: str, query: Mapping[str, Any] | None = None) -> Any:
         """A `GET` of the table."""
@@ -71,7 +81,19 @@ class Reader:
         """Any request of the table that changes something, with --act."""
         return self._sent(method, parts, {}, body)
 
+    def ask_anew(self) -> None:
+        """Forget what was refused: scopes may have been given since, and somebody has opened a page to see."""
+        self._denied.clear()
+
     def _sent(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
         found = forwarded.route(method, parts, act=self._act)
         forwarded.body(found, body)
-        return self._operator.ask(method, parts, query, body)
+        at_s, denied = self._denied.get(found.template, (0.0, None))
+        if denied and not found.acting and time.monotonic() - at_s < _DENIED_S:
+            raise denied.with_traceback(None)
+        try:
+            return self._operator.ask(method, parts, query, body)
+        except Problem as problem:
+            if problem.code == "access_denied":
+                self._denied[found.template] = (time.monotonic(), problem)
+            raise

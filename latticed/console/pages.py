@@ -98,7 +98,7 @@ class Pages:
             "findings": [one for one in findings or [] if one.state in {"look", "bad"} and one.check != "daemon"],
             "looking": findings is None,
         }
-        return HtmlPage("overview", context, "*")
+        return HtmlPage("overview", context, _live("*", rows.problem))
 
     async def plugin(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """One plugin: why it is as it is, what it may do, what it did."""
@@ -138,7 +138,7 @@ class Pages:
             "delegated": list(zip(_DELEGATED.values(), kinds, strict=True)),
             "acts": list(plugin.acts(record)) if self._act else [],
         }
-        return HtmlPage("plugin", context, plugin_id)
+        return HtmlPage("plugin", context, _live(plugin_id, about.problem))
 
     async def logs(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """The newest lines of a plugin's log."""
@@ -182,7 +182,7 @@ class Pages:
             "view": wanted,
             "more": len(every) > len(shown),
         }
-        return HtmlPage("rejected", context, "*")
+        return HtmlPage("rejected", context, _live("*", found.problem))
 
     async def market(self, query: Mapping[str, str]) -> HtmlPage:
         """The sources, what is being taken, and all that is offered."""
@@ -193,9 +193,10 @@ class Pages:
             self._section(lambda: self._reader.get("market", "plugins", query=asked)),
             self._section(lambda: self._reader.get("market", "outdated")),
         )
+        problem = glance.problem or offers.problem
         context = {
             "search": word,
-            "problem": glance.problem or offers.problem,
+            "problem": problem,
             "sources": plain.rows(glance.data, "sources"),
             "taking": _takings(glance),
             "held": plain.texts(glance.data, "held"),
@@ -203,7 +204,7 @@ class Pages:
             "next": plain.text(offers.data, "next"),
             "outdated": plain.rows(outdated.data, "plugins") or plain.rows(outdated.data),
         }
-        return HtmlPage("market", context, "*")
+        return HtmlPage("market", context, _live("*", problem))
 
     async def offer(self, _query: Mapping[str, str], plugin_id: str) -> HtmlPage:
         """One plugin of an index, with what it would be permitted."""
@@ -225,7 +226,7 @@ class Pages:
             **plugin.take(plugin_id, must),
         }
         # The daemon fetches the manifest from its source: not for whatever happens.
-        return HtmlPage("offer", context, plugin_id)
+        return HtmlPage("offer", context, _live(plugin_id, found.problem))
 
     async def plans(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest plans."""
@@ -236,7 +237,7 @@ class Pages:
             "helper": plain.text(found.data, "helper"),
             "next": plain.text(found.data, "next"),
         }
-        return HtmlPage("plans", context, "*")
+        return HtmlPage("plans", context, _live("*", found.problem))
 
     async def plan(self, _query: Mapping[str, str], sha: str) -> HtmlPage:
         """One plan: what was asked for, and what the root helper would do."""
@@ -257,13 +258,14 @@ class Pages:
             "intent": _indented(plain.mapping(found.data, "intent")),
             "left_s": int(deadline) if isinstance(deadline, (int, float)) and 0 < deadline < 1e6 else 0,
         }
-        return HtmlPage("plan", context, "*")
+        return HtmlPage("plan", context, _live("*", found.problem))
 
     async def tasks(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest tasks."""
         found = await self._section(lambda: self._reader.get("tasks", query={"limit": _LISTED, **_after(query)}))
         rows, following = plain.rows(found.data, "tasks"), plain.text(found.data, "next")
-        return HtmlPage("tasks", {"problem": found.problem, "tasks": rows, "next": following}, "*")
+        context = {"problem": found.problem, "tasks": rows, "next": following}
+        return HtmlPage("tasks", context, _live("*", found.problem))
 
     async def task(self, _query: Mapping[str, str], task: str) -> HtmlPage:
         """One task with its script, to be read before it is approved elsewhere."""
@@ -299,7 +301,7 @@ class Pages:
             "chain": chains.data if isinstance(chains.data, dict) else {},
             "chain_problem": chains.problem,
         }
-        return HtmlPage("audit", context, "*")
+        return HtmlPage("audit", context, _live("*", found.problem))
 
     async def notifications(self, query: Mapping[str, str]) -> HtmlPage:
         """The newest notifications, and how their channels are."""
@@ -312,14 +314,14 @@ class Pages:
             "channels": plain.rows(found.data, "channels"),
             "next": plain.text(found.data, "next"),
         }
-        return HtmlPage("notifications", context, "*")
+        return HtmlPage("notifications", context, _live("*", found.problem))
 
     async def health(self, _query: Mapping[str, str]) -> HtmlPage:
         """What `latticectl doctor` finds."""
         found = await self._section(self._operator.doctor)
         status = await self._section(lambda: self._reader.get("status"))
         context = {"problem": found.problem, "findings": found.data or [], "status": status.data or {}}
-        return HtmlPage("health", context, "*")
+        return HtmlPage("health", context, _live("*", found.problem or status.problem))
 
     async def fleet(self, query: Mapping[str, str]) -> HtmlPage:
         """What the fleet's controller has of all nodes."""
@@ -330,7 +332,8 @@ class Pages:
             self._section(lambda: self._reader.get("fleet", "nodes", query=asked)),
         )
         problem = found.problem or page.problem
-        return HtmlPage("fleet", fleet.overview(found.data, page.data, problem=problem, after=after), "*")
+        context = fleet.overview(found.data, page.data, problem=problem, after=after)
+        return HtmlPage("fleet", context, _live("*", problem))
 
     async def fleet_node(self, _query: Mapping[str, str], name: str) -> HtmlPage:
         """What the fleet's controller has of one node."""
@@ -389,6 +392,11 @@ def _takings(glance: Section) -> list[dict[str, Any]]:
         {"id": plain.text(one, "id"), "version": plain.text(one, "version"), "steps": plugin.taking(one)}
         for one in rows
     ]
+
+
+def _live(what: str, refused: Problem | None) -> str:
+    """`what` a page is asked for anew at; nothing where what it is for is refused, whatever happens."""
+    return "" if refused and refused.code == "access_denied" else what
 
 
 def _since(within: str, now_s: float) -> dict[str, str]:

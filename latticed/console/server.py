@@ -140,6 +140,9 @@ class Console:
     async def _page(
         self, request: web.Request, found: FoundPage, session: UiSession, query: Mapping[str, str]
     ) -> web.StreamResponse:
+        asked_again = _READ_HEADER in request.headers or found.page == "log_lines"
+        if not asked_again and found.page not in {"live", "static"}:
+            self._reader.ask_anew()
         match found.page:
             case "live":
                 return await self._live(request, session)
@@ -154,7 +157,6 @@ class Console:
                 return await self._acted(request, found, session)
             case name:
                 page: HtmlPage = await getattr(self._pages, name)(query, *found.arguments)
-        asked_again = _READ_HEADER in request.headers or page.template == "log_lines"
         return self._shown(page, [] if asked_again else session.take_notes())
 
     async def _acted(self, request: web.Request, found: FoundPage, session: UiSession) -> web.Response:

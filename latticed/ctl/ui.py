@@ -15,7 +15,7 @@ from latticed.kit import sd_notify
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from latticed.console.operator import ExplainedPlugin, HealthFinding, Reader
     from latticed.console.server import Console
@@ -161,26 +161,29 @@ class _Caller:
             case _:
                 return client.put(*parts, body=body)
 
-    def changes(self) -> Iterator[str]:
+    def changes(self, wanted: Callable[[], bool]) -> Iterator[str]:
         import itertools
 
         from latticed.ctl import stream
 
-        # One attempt after the other, without an end: pages stay open over any restart of the daemon.
+        # One attempt after the other: pages stay open over any restart of the daemon.
         pause_s, gone = _FIRST_PAUSE_S, False
-        while True:
+        while wanted():
             try:
                 lines = self._session.client().lines("events")
                 # Its first line comes at once, its first event maybe in an hour.
                 first = next(lines, b"")
-                if gone:
-                    yield "back"
+                # Also the first time: what changed since a page was made was told to nobody.
+                yield "back"
                 pause_s, gone = _FIRST_PAUSE_S, False
                 for sent in stream.decode(itertools.chain((first,), lines)):
                     if sent.data:
                         yield _target(sent.data)
             except Problem as problem:
-                # What a scope does not give will not come by asking more often.
+                # Each attempt more would be one more refusal on record.
+                if problem.code == "access_denied":
+                    yield "denied"
+                    return
                 if not stream.passing(problem):
                     pause_s = _LONGEST_PAUSE_S
             if not gone:
@@ -230,4 +233,4 @@ def _target(data: str) -> str:
         return ""
     target = str(plain.get("target") or "") if isinstance(plain, dict) else ""
     # What a plugin calls a monitor of its own says nothing of the daemon.
-    return "" if target in {"gone", "back"} else target
+    return "" if target in {"gone", "back", "denied"} else target

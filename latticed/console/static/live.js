@@ -87,6 +87,10 @@ function listen() {
     const { targets, daemon } = JSON.parse(event.data);
     if (daemon === "gone") say("the daemon does not answer");
     if (daemon === "back") say("live");
+    if (daemon === "denied") {
+      say("not live: this user may not hear of events");
+      return;
+    }
     if (daemon || live === "*" || targets === null || targets.includes(live)) refresh();
   };
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -60,7 +60,7 @@ class Saying:
         path = next(one for one in filled_paths() if one == f"/api/{route.template}")
         return _known(filled_answers.of(method, path, self.text), parts[0], self.text)
 
-    def changes(self) -> Iterator[str]:
+    def changes(self, wanted: Callable[[], bool]) -> Iterator[str]:
         return iter(())
 
     def explain(self, reader: Reader, plugin_id: str) -> ExplainedPlugin:

@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from latticed.client.control import ControlClient
 from latticed.ctl import ui
-from tests.house import processes
+from tests.house import api_server, processes
 
 SCRIPT = "import sys; sys.modules[sys.argv.pop(1)] = None; from latticed.ctl.main import main; sys.exit(main())"
 
@@ -84,8 +87,29 @@ def test_its_socket_has_the_group_that_the_directory_gives_it(tmp_path: Path):
         assert console.wait(processes.PATIENCE_S) == 0
 
 
-@pytest.mark.parametrize("name", ["gone", "back"])
+@pytest.mark.parametrize("name", ["gone", "back", "denied"])
 def test_a_name_of_a_plugin_is_not_taken_for_the_daemon_s_own_state(name: str):
     """A plugin names its monitors, which are what their events are about."""
     assert ui._target(json.dumps({"target": name})) == ""
     assert ui._target(json.dumps({"target": "acme.demo"})) == "acme.demo"
+
+
+def _changes(api: api_server.Api, *wanted: bool) -> list[str]:
+    """What the console hears when it is wanted before so many attempts."""
+    session: Any = SimpleNamespace(client=lambda: ControlClient(str(api.socket)))
+    return list(ui._Caller(session).changes(iter(wanted).__next__))
+
+
+def test_events_that_are_refused_are_asked_for_once(tmp_path: Path):
+    """Each attempt is a refusal on record."""
+    with api_server.serving(tmp_path / "api.sock") as api:
+        api.streams = [api_server.problem(403, "access_denied")] * 9
+        assert _changes(api, *[True] * 9) == ["denied"]
+        assert api.asked == ["GET /api/events"]
+
+
+def test_events_are_not_asked_for_again_while_no_page_wants_them(tmp_path: Path):
+    """A stream that ends is followed by the next one only where somebody listens."""
+    with api_server.serving(tmp_path / "api.sock") as api:
+        assert _changes(api, True, True, False) == ["back", "gone", "back", "gone"]
+        assert api.asked == ["GET /api/events"] * 2
