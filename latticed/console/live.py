@@ -49,10 +49,16 @@ class PageListener:
 
 
 class LiveHub:
-    """Reads `changes` (see `Operator.changes`) while pages listen; what has ended is read anew for the next one."""
+    """Reads `changes` (see `Operator.changes`) while pages listen; what has ended is read anew for the next one.
 
-    def __init__(self, changes: Callable[[Callable[[], bool]], Iterator[str]]) -> None:
+    `forget` is called before pages hear of a change: what was kept of before is not what they ask for.
+    """
+
+    def __init__(
+        self, changes: Callable[[Callable[[], bool]], Iterator[str]], forget: Callable[[], None] = lambda: None
+    ) -> None:
         self._changes = changes
+        self._forget = forget
         self._loop = asyncio.get_running_loop()
         self._listeners: set[PageListener] = set()
         self._lock = threading.Lock()
@@ -120,5 +126,6 @@ class LiveHub:
         with self._lock:
             targets, daemon = self._targets, self._daemon
             self._targets, self._daemon, self._scheduled = set(), "", False
+        self._forget()
         for one in self._listeners:
             one.put(targets, daemon)

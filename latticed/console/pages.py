@@ -73,6 +73,11 @@ class Pages:
         self._following = 0
         self._kept: dict[str, tuple[float, asyncio.Task[Section]]] = {}
 
+    def forget(self) -> None:
+        """Share no list any more that was asked for before now: something has changed."""
+        for name in ("plugins", "rejected"):
+            self._kept.pop(name, None)
+
     async def overview(self, query: Mapping[str, str]) -> HtmlPage:
         """Counts, what needs attention, and a page of the table."""
         rows, status, planned, findings = await asyncio.gather(

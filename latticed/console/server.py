@@ -82,7 +82,7 @@ class Console:
         self._threads = WaitingThreads(THREADS)
         self._reader = Reader(operator, act=act)
         self._pages = Pages(operator, self._reader, self._threads, act=act)
-        self._hub = LiveHub(operator.changes)
+        self._hub = LiveHub(operator.changes, self._pages.forget)
         self._html = templates.environment()
         self._html.globals.update(
             base=f"/{self.base}",

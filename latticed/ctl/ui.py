@@ -226,11 +226,15 @@ class _Caller:
 
 
 def _target(data: str) -> str:
-    """What an event is about; empty for what cannot be read."""
+    """The plugin that an event is about, or what else it is about; empty for what cannot be read."""
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError):
         return ""
-    target = str(plain.get("target") or "") if isinstance(plain, dict) else ""
+    if not isinstance(plain, dict):
+        return ""
+    # What a plugin does has the name of its monitor or record, the number of its plan or task for a target.
+    kind, _, name = str(plain.get("actor") or "").partition(":")
+    target = name if kind == "plugin" else str(plain.get("target") or "")
     # What a plugin calls a monitor of its own says nothing of the daemon.
     return "" if target in {"gone", "back", "denied"} else target

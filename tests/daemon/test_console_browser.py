@@ -428,15 +428,24 @@ async def pages_follow_without_a_reload(seen: Open) -> None:
     await until(browser, "document.querySelector('.command .copy') !== null")
 
     await browser.go(f"{here}/")
-    await until(browser, "document.getElementById('link-state').textContent === 'live'")
     loads = browser.loads
-    # The console's own stream of the daemon begins a moment after the page's: decide until one is heard.
-    async with asyncio.timeout(browsers.PATIENCE_S):
-        while "disabled" not in await ran(browser, SHOWN):
-            for status in ("active", "disabled"):
-                await asyncio.to_thread(host.daemon.set_status, status, "acme.grown")
-            await asyncio.sleep(1.5)
+    for status in ("active", "disabled"):
+        await asyncio.to_thread(host.daemon.set_status, status, "acme.grown")
+    await until(browser, f"{SHOWN}.includes('disabled')")
     assert browser.loads == loads, "the page was not loaded anew"
+
+    # What comes after a page was made, and before it listens, is told to others alone.
+    other = await browser.tab(f"{here}/")
+    await asyncio.to_thread(host.daemon.set_status, "active", "acme.grown")
+    await until(other, f"!{SHOWN}.includes('disabled')")
+    async with browser.holding("*/live") as wanted:
+        await browser.go(f"{here}/")
+        await wanted()
+        assert "disabled" not in await ran(browser, SHOWN)
+        await asyncio.to_thread(host.daemon.set_status, "disabled", "acme.grown")
+        await until(other, f"{SHOWN}.includes('disabled')")
+    await until(browser, f"{SHOWN}.includes('disabled')")
+    await other.call("Page.close")
 
     await browser.go(f"{here}/plugins/{ID}/logs")
     await until(browser, "document.getElementById('log').textContent.includes('greeting Ada')")
@@ -453,6 +462,21 @@ async def pages_follow_without_a_reload(seen: Open) -> None:
     answer = await asyncio.to_thread(host.daemon.post, f"/api/plugins/by-id/{ID}/upgrade", {})
     assert answer.status == 200, answer
     await until(browser, f"{here_now} === 'false,true'")
+
+    # The page of a plugin that is forgotten says that there is none, until it comes again.
+    host.drop("acme.brief", programs.GREETER)
+    await asyncio.to_thread(host.daemon.until, lambda: host.daemon.plugin("acme.brief"), "acme.brief to be seen")
+    await browser.go(f"{here}/plugins/acme.brief")
+    main = "document.getElementById('main').textContent"
+    assert "What it may do" in await ran(browser, main)
+    shutil.rmtree(host.daemon.place.plugins / "acme.brief")
+    missed = "its bundle to be missed"
+    await asyncio.to_thread(host.daemon.until, lambda: not host.daemon.plugin("acme.brief")["available"], missed)
+    answer = await asyncio.to_thread(host.daemon.post, "/api/plugins/by-id/acme.brief/forget", {})
+    assert answer.status == 200, answer
+    await until(browser, f"{main}.includes('not_found')")
+    await asyncio.to_thread(host.up, "acme.brief", programs.GREETER)
+    await until(browser, f"{main}.includes('What it may do')")
 
 
 async def it_is_read_with_the_keyboard_and_without_scripts(seen: Open) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,16 @@ needed = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is no
 
 @dataclass(slots=True, kw_only=True)
 class Browser:
-    """One page of a browser. `asked`: each URL that it wanted, whether that was allowed or not; `said`: its console."""
+    """One page of a browser. `asked`: each URL that it wanted, whether that was allowed or not; `said`: its console;
+    `held`: requests that `holding` has held back.
+    """
 
     reader: asyncio.StreamReader
     writer: asyncio.WriteTransport
     session: str = ""
     asked: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
     loads: int = 0
     _numbers: Any = field(default_factory=lambda: itertools.count(1))
 
@@ -64,6 +67,8 @@ class Browser:
                 self.asked.append(params["request"]["url"])
             case "Log.entryAdded":
                 self.said.append(params["entry"]["text"])
+            case "Fetch.requestPaused":
+                self.held.append(params["requestId"])
             # Another page of this browser has another session.
             case "Page.loadEventFired" if found.get("sessionId") == self.session:
                 self.loads += 1
@@ -93,6 +98,24 @@ class Browser:
         async with asyncio.timeout(PATIENCE_S):
             while self.loads == before:
                 await self._next()
+
+    @contextlib.asynccontextmanager
+    async def holding(self, pattern: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Hold back requests that `pattern` (`*/live`) matches while this is open; yields what waits for the first."""
+        await self.call("Fetch.enable", patterns=[{"urlPattern": pattern}])
+
+        async def wanted() -> None:
+            async with asyncio.timeout(PATIENCE_S):
+                while not self.held:
+                    await self._next()
+
+        try:
+            yield wanted
+        finally:
+            for request in self.held:
+                await self.call("Fetch.continueRequest", requestId=request)
+            self.held.clear()
+            await self.call("Fetch.disable")
 
     async def size(self, width: int, height: int) -> None:
         await self.call(

@@ -9,6 +9,7 @@ const AGAIN_MS = 15000;
 // A page asks for itself again; its parts that differ are exchanged, come and go, but for one that somebody is typing in.
 let asked = false;
 let again = false;
+let missing = false;
 
 async function refresh() {
   if (asked) {
@@ -22,7 +23,13 @@ async function refresh() {
       end();
       return;
     }
-    if (answer.ok) exchange(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    if (answer.ok || answer.status === 404) {
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      // What a page is about may be gone, and come back.
+      if (missing || !answer.ok) replace(fresh);
+      else exchange(fresh);
+      missing = !answer.ok;
+    }
   } catch {
     say("the console does not answer");
   } finally {
@@ -34,6 +41,11 @@ async function refresh() {
       }
     }, REFRESH_MS);
   }
+}
+
+function replace(fresh) {
+  prepare(fresh);
+  document.getElementById("main").replaceWith(document.adoptNode(fresh.getElementById("main")));
 }
 
 function exchange(fresh) {
@@ -73,7 +85,11 @@ function end() {
 function listen() {
   if (document.hidden || stream || !live || over) return;
   stream = new EventSource(`${base}/live`);
-  stream.onopen = () => say("live");
+  stream.onopen = () => {
+    say("live");
+    // What changed since the page was made was told before it listened.
+    refresh();
+  };
   stream.onerror = () => {
     say("not live: the console does not answer");
     // After an answer that is no stream a browser does not ask again: the session is over, or too many pages are open.
@@ -101,12 +117,8 @@ function rest() {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) {
-    rest();
-    return;
-  }
-  listen();
-  if (live) refresh();
+  if (document.hidden) rest();
+  else listen();
 });
 
 // What goes on is looked at meanwhile: a form that was sent, and what a page says is under way.

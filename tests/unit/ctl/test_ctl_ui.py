@@ -94,6 +94,14 @@ def test_a_name_of_a_plugin_is_not_taken_for_the_daemon_s_own_state(name: str):
     assert ui._target(json.dumps({"target": "acme.demo"})) == "acme.demo"
 
 
+@pytest.mark.parametrize(("action", "target"), [("monitor.alert", "front door"), ("ddns.update", "home.example.org")])
+def test_what_a_plugin_keeps_going_is_told_to_the_page_of_the_plugin(action: str, target: str):
+    """Its events have the name of the monitor or record as their target."""
+    event = {"actor": "plugin:acme.demo", "action": action, "target": target}
+    assert ui._target(json.dumps(event)) == "acme.demo"
+    assert ui._target(json.dumps({**event, "actor": "latticed", "target": "acme.other"})) == "acme.other"
+
+
 def _changes(api: api_server.Api, *wanted: bool) -> list[str]:
     """What the console hears when it is wanted before so many attempts."""
     session: Any = SimpleNamespace(client=lambda: ControlClient(str(api.socket)))
