@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import MappingProxyType
 
 from latticed.sdk.calls import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from latticed.sdk.calls import Ask
@@ -159,6 +160,29 @@ def _check_name(kind: type, owner: str, name: str, value: object) -> None:
 def _about(used: object) -> str:
     """The first sentence of what an SDK's name is for."""
     return (used.__doc__ or "").strip().partition("\n")[0].rstrip(".") or "for the SDK itself"
+
+
+class TalkingThreads:
+    """The threads that are talking to the host now.
+
+    A signal handler runs in the main thread, in the middle of whatever that does (signal(7), Python's `signal`). A host
+    call made there would wait for the very line that it keeps from being read or written.
+    """
+
+    def __init__(self) -> None:
+        self._talking: set[int] = set()
+
+    def talk(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns; HostError service_unavailable in a handler that has interrupted this thread's talk."""
+        thread = threading.get_ident()
+        if thread in self._talking:
+            raise HostError("service_unavailable", "a host call in a signal handler, which interrupted another")
+        try:
+            # Inside, as a handler may raise at any moment.
+            self._talking.add(thread)
+            return work()
+        finally:
+            self._talking.discard(thread)
 
 
 def failed(message: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import threading
 
 from latticed.sdk import lines
-from latticed.sdk.base import failed, show_traceback
+from latticed.sdk.base import TalkingThreads, failed, show_traceback
 from latticed.sdk.calls import HostError
 from latticed.sdk.lines import LineStream
 
@@ -63,9 +63,19 @@ class Caller:
         self._call_lock = threading.Lock()
         self._last_id = 0
         self._ended = False
+        self._threads = TalkingThreads()
 
     def call(self, method: str, params: dict[str, Any]) -> Any:
         """The result of one host call; HostError when it is refused, or when it cannot be asked."""
+        answer = self._threads.talk(lambda: self._called(method, params))
+        if answer["ok"]:
+            return answer.get("result")
+        # This protocol carries an error as one text, `code: message`.
+        code, _, message = str(answer.get("error")).partition(": ")
+        raise HostError(code, message)
+
+    def _called(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one host call, as it came."""
         with self._call_lock:
             if self._ended:  # the reply is the last line
                 raise HostError("service_unavailable", "the action has been answered")
@@ -77,12 +87,7 @@ class Caller:
             except lines.UNFIT as error:
                 raise HostError("bad_params", f"expected parameters that JSON can carry: {error}") from error
             self._calls.write(line)
-            answer = self._answer(called)
-        if answer["ok"]:
-            return answer.get("result")
-        # This protocol carries an error as one text, `code: message`.
-        code, _, message = str(answer.get("error")).partition(": ")
-        raise HostError(code, message)
+            return self._answer(called)
 
     def _answer(self, called: str) -> dict[str, Any]:
         """The answer to the call of that id; those of calls that a signal handler broke off come before it."""
@@ -94,6 +99,9 @@ class Caller:
 
     def end(self, reply: bytes) -> None:
         """Write the reply; host calls after it are refused."""
+        self._threads.talk(lambda: self._end(reply))
+
+    def _end(self, reply: bytes) -> None:
         with self._call_lock:
             # With the lock held no call is under way, so the reply is the last line.
             self._ended = True

@@ -12,7 +12,7 @@ import threading
 from collections import deque
 
 from latticed.sdk import lines
-from latticed.sdk.base import failed, printable, show_traceback
+from latticed.sdk.base import TalkingThreads, failed, printable, show_traceback
 from latticed.sdk.calls import HostError
 
 TYPE_CHECKING = False
@@ -100,15 +100,24 @@ class Session:
         # By the number of a call under way; None until its answer has come.
         self._answers: dict[int, dict[str, Any] | None] = {}
         self._last_id = 0
+        self._threads = TalkingThreads()
 
     def next_request(self) -> dict[str, Any] | None:
         """Wait for the host's next request; None once the host has closed stdin."""
+        found: dict[str, Any] | None = self._threads.talk(self._next_request)
+        return found
+
+    def _next_request(self) -> dict[str, Any] | None:
         with self._changed:
             self._read_until(lambda: bool(self._requests))
             return self._requests.popleft() if self._requests else None
 
     def call(self, method: str, params: dict[str, Any]) -> Any:
         """The result of one host call; HostError when it is refused, or when it cannot be asked."""
+        return _result(self._threads.talk(lambda: self._called(method, params)))
+
+    def _called(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one host call, as it came."""
         with self._changed:
             if self._ended:
                 raise HostError("service_unavailable", "the host has ended the conversation")
@@ -126,7 +135,7 @@ class Session:
                 answer = self._answers.pop(number)
         if answer is None:
             raise HostError("service_unavailable", "the host has ended the conversation")
-        return _result(answer)
+        return answer
 
     def answer(self, request: dict[str, Any], result: dict[str, Any]) -> None:
         """Answer a request; an action whose result is no JSON, or too long, has failed."""
@@ -141,13 +150,16 @@ class Session:
         if len(line) > MAX_LINE_BYTES:
             reason = f"expected a result of at most {MAX_LINE_BYTES} bytes as JSON, found {len(line)}"
             line = lines.encode(instead(reason))
-        self._stream.write(line)
+        self._write(line)
 
     def refuse(self, request: dict[str, Any], code: int, message: str) -> None:
         """Answer a request with a JSON-RPC error; a notification is not answered."""
         if request.get("id") is not None:
             error = {"code": code, "message": printable(message)}
-            self._stream.write(lines.encode({"jsonrpc": "2.0", "id": request["id"], "error": error}))
+            self._write(lines.encode({"jsonrpc": "2.0", "id": request["id"], "error": error}))
+
+    def _write(self, line: bytes) -> None:
+        self._threads.talk(lambda: self._stream.write(line))
 
     def end(self) -> None:
         """Refuse further calls, and wake the threads that wait."""

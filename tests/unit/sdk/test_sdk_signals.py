@@ -11,6 +11,7 @@ import subprocess
 import termios
 import threading
 
+from latticed.sdk.testing import Gate, LongLived
 from tests.house import plugins, processes
 
 LATE = """
@@ -38,6 +39,31 @@ def do_write(self, payload):
         print("late", flush=True)
     return self.kv.get("a")
 """
+
+
+BEAT = """
+seen = None
+
+def beat(self, *_):
+    try:
+        self.kv.put("beat", "1")
+    except HostError as error:
+        self.seen = f"{error}"
+        print(error.code, flush=True)
+
+def do_watch(self, payload):
+    import signal
+    signal.signal(signal.SIGUSR1, self.beat)
+    return os.getpid()
+
+def do_seen(self, payload):
+    return self.seen
+
+def do_once(self, payload):
+    self.do_watch(payload)
+    return [self.kv.get("a"), self.seen]
+"""
+REFUSED = "service_unavailable: a host call in a signal handler, which interrupted another"
 
 
 class _Host:
@@ -142,3 +168,28 @@ def test_a_call_that_was_broken_off_in_the_middle_of_its_line_is_written_to_its_
         host.answer("1", "")
         host.answer("2", "YQ==")
         assert host.heard()["result"] == "a"
+
+
+def test_a_host_call_in_a_signal_handler_is_refused_while_the_plugin_waits_for_a_request(tmp_path):
+    """It waited for an answer that nobody read, and the plugin answered nothing more."""
+    with LongLived(plugins.program(tmp_path, BEAT), Gate(["kv:write"]), env=plugins.ENVIRONMENT) as plugin:
+        pid = plugin.invoke("watch")["result"]
+
+        def refused():
+            # Between two requests the plugin is for a moment not waiting: the call is then made.
+            os.kill(pid, signal.SIGUSR1)
+            return plugin.invoke("seen")["result"] == REFUSED
+
+        processes.until(refused, what="the handler's call to be refused")
+        assert plugin.health()["status"] == "healthy"
+    assert plugin.returncode == 0
+
+
+def test_a_host_call_in_a_signal_handler_is_refused_while_an_action_waits_for_another(tmp_path):
+    with _running(tmp_path, BEAT) as host:
+        host.say({"action": "once"})
+        assert host.heard()["host_call"]["method"] == "kv.get"
+        host.interrupt()
+        assert host.noted() == b"service_unavailable\n"
+        host.answer("1", "YQ==")
+        assert host.heard()["result"] == ["a", REFUSED]
