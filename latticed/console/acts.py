@@ -6,26 +6,29 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+Answer = Literal["", "reply", "record", "upgrade"]
 MOST_FORM_BYTES: Final = 256 << 10
+_PLAIN: Final[Mapping[str, Answer]] = {"restart": "record", "forget": ""}
 _STATUSES: Final = {"install": "installed", "activate": "active", "disable": "disabled"}
-_PLAIN: Final = frozenset({"restart", "forget"})
 
 
 class ActRequest(NamedTuple):
-    """`said`: what was done, for the page that follows; `answer`: whether the answer is worth showing, too."""
+    """`said`: what was done, for the page that follows; `answer`: what the answer is, where it says what it came to:
+    an action's reply, the plugin's record, or that record after a version was to be taken.
+    """
 
     method: str
     parts: tuple[str, ...]
     body: dict[str, Any]
     said: str
-    answer: bool = False
+    answer: Answer = ""
 
 
 def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
@@ -34,28 +37,27 @@ def on_plugin(plugin_id: str, form: Mapping[str, Sequence[str]]) -> ActRequest:
     here = ("plugins", "by-id", plugin_id)
     if act in _STATUSES:
         body = {"id": plugin_id, "status": _STATUSES[act], **_accepted(form), **_shown(form)}
-        return ActRequest("POST", ("plugins", "lifecycle"), body, f"{plugin_id} is {_STATUSES[act]}")
+        return ActRequest("POST", ("plugins", "lifecycle"), body, f"{plugin_id} is {_STATUSES[act]}", "record")
     if act in _PLAIN:
-        return ActRequest("POST", (*here, act), {}, f"{act} of {plugin_id} was carried out")
+        return ActRequest("POST", (*here, act), {}, f"{act} of {plugin_id} was carried out", _PLAIN[act])
     match act:
         case "rollback":
             to = one(form, "to")
-            return ActRequest(
-                "POST", (*here, act), {"to": to} if to else {}, f"{plugin_id} is back at {to or 'what it was'}"
-            )
+            said = f"{plugin_id} is back at {to or 'what it was'}"
+            return ActRequest("POST", (*here, act), {"to": to} if to else {}, said, "record")
         case "retry_dns":
             name = one(form, "name")
             return ActRequest("POST", ("ddns", plugin_id, name, "retry"), {}, f"the records of {name} are tried again")
         case "upgrade":
             body = {**_accepted(form), **_shown(form)}
-            return ActRequest("POST", (*here, act), body, f"{plugin_id} takes its new version")
+            return ActRequest("POST", (*here, act), body, f"{plugin_id} takes its new version", "upgrade")
         case "grant" | "trim":
             name = one(form, "name")
             said = f"{name} was {'granted to' if act == 'grant' else 'withdrawn from'} {plugin_id}"
             return ActRequest("PUT", (*here, "grants"), {act: [name]}, said)
         case "invoke":
             body = {"action": one(form, "action"), "payload": _payload(one(form, "payload"))}
-            return ActRequest("POST", (*here, "invoke"), body, f"{plugin_id} answered", answer=True)
+            return ActRequest("POST", (*here, "invoke"), body, f"{plugin_id} answered", "reply")
     raise Problem("bad_form", f"the console knows no act {act[:80]!r}", "open the page anew")
 
 

@@ -56,6 +56,12 @@ class Operator(Protocol):
     def review(self, plan: str) -> dict[str, Any]:
         """What the root helper shows of a plan before its approval; it is asked for nothing else."""
 
+    def became(self, answer: Any, *, upgraded: bool) -> tuple[str, str]:
+        """What an act came to by the plugin's record in its answer: a tone, and why it is not `good`.
+
+        `upgraded`: a version was to be taken.
+        """
+
     def when(self, moment: str) -> str:
         """A time as people say it: `3m ago`."""
 

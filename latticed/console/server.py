@@ -167,8 +167,8 @@ class Console:
         path = back.get(found.page, "/plugins/{}").format(templates.part(argument))
         try:
             wanted = _wanted(found.page, argument, form)
-            said = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._done(wanted))
-            session.notes.append(("good", said))
+            came_to = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._done(wanted))
+            session.notes.append(came_to)
         except Problem as problem:
             # On the page that it was asked on: the daemon's refusal says what to type instead.
             session.notes.append(
@@ -176,10 +176,16 @@ class Console:
             )
         return self._to("/" if form.get("act") == ["forget"] else path)
 
-    def _done(self, wanted: ActRequest) -> str:
-        """Send one request of the table."""
+    def _done(self, wanted: ActRequest) -> tuple[str, str]:
+        """Send one request of the table; the tone and the words of what it came to."""
         answer = self._reader.send(wanted.method, wanted.parts, wanted.body)
-        return f"{wanted.said}: {json.dumps(answer, ensure_ascii=False)}" if wanted.answer else wanted.said
+        if wanted.answer == "reply":
+            failed = isinstance(answer, dict) and answer.get("ok") is False
+            return "bad" if failed else "good", f"{wanted.said}: {json.dumps(answer, ensure_ascii=False)}"
+        if wanted.answer:
+            tone, why = self._operator.became(answer, upgraded=wanted.answer == "upgrade")
+            return tone, why or wanted.said
+        return "good", wanted.said
 
     async def _live(self, request: web.Request, session: UiSession) -> web.StreamResponse:
         """Tell a page that something changed, until it is closed or its session is over."""

@@ -56,19 +56,33 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
         screen.json(plain)
     else:
         screen.line(view.id, done + (f": version {view.version}" if view.version else ""), _alive(view))
+    tone, why = became(view)
     # The decision holds although the start failed, so this is no refusal but a failure.
-    if view.status == "active" and view.runtime.state == "failed":
-        screen.note(f"error: {view.id} could not be armed: {_failure(view)}")
+    if tone == "bad":
+        screen.note(f"error: {why}")
         again = "it is tried" if view.runtime.next_retry_at else f"latticectl restart {view.id} tries"
         screen.hint(f"latticectl explain {view.id} says what to do; {again} again")
         return ExitCode.FAILED
-    if starts and _starts(view):
+    if starts and tone == "warn":
         screen.note(f"error: {view.id} is still being started")
         screen.hint(shlex.join(["latticectl", "wait", view.id]))
         return ExitCode.FAILED
     if view.status in {"installed", "active"}:
         consent.remind(screen, view)
     return ExitCode.OK
+
+
+def became(view: wire.PluginView, *, upgraded: bool = False) -> tuple[str, str]:
+    """What an act on a plugin came to: `good`; `warn` and that it is being started; or `bad` and why.
+
+    `upgraded`: the act was to take a version, which may have been given up since.
+    """
+    found = view.upgrade
+    if upgraded and found is not None and found.state == "rolled_back":
+        return "bad", f"{view.id} {found.version} was given up: {found.code}: {found.reason}"
+    if view.status == "active" and view.runtime.state == "failed":
+        return "bad", f"{view.id} could not be armed: {_failure(view)}"
+    return ("warn", f"{view.id} is being started") if _starts(view) else ("good", "")
 
 
 def _starts(view: wire.PluginView) -> bool:
@@ -82,8 +96,9 @@ def _started(session: CtlSession, plain: Any) -> tuple[Any, wire.PluginView]:
     Polls, as the daemon may answer before a start has ended.
     """
     view, deadline_s = decode.plugin(plain), time.monotonic() + WAIT_S
-    if _starts(view):
-        session.screen.note(f"{view.id} is being started")
+    tone, why = became(view)
+    if tone == "warn":
+        session.screen.note(why)
     while _starts(view) and time.monotonic() < deadline_s:
         time.sleep(_PAUSE_S)
         plain, view = ask.plugin(session.client(), view.id)

@@ -217,6 +217,11 @@ class _Caller:
         left_s = next((one.get("deadline_s") for one in targets if one.get("unconfirmed") == plan), 0)
         return {**found, "deadline_s": left_s}
 
+    def became(self, answer: Any, *, upgraded: bool) -> tuple[str, str]:
+        from latticed.ctl import decision, decode
+
+        return decision.became(decode.plugin(answer), upgraded=upgraded)
+
     def when(self, moment: str) -> str:
         return self._now().screen.when(moment)
 

@@ -56,9 +56,9 @@ def run(session: CtlSession) -> int:
     known = done == "upgraded" or _is_watched(decode.plugin(plain))
     if args.wait:
         plain = _decided(session, plain)
-    found = decode.plugin(plain).upgrade
-    if known and found is not None and found.state == "rolled_back":
-        return _went_back(session, plain, found)
+    view = decode.plugin(plain)
+    if known and view.upgrade is not None and view.upgrade.state == "rolled_back":
+        return _went_back(session, plain, view.upgrade)
     code = decision.report(session, plain, done)
     _tell_watched(session, plain)
     return code
@@ -84,7 +84,7 @@ def _went_back(session: CtlSession, plain: Any, found: wire.UpgradeView) -> int:
         screen.json(plain)
     else:
         screen.line(view.id, f"is at version {view.version or '-'} again")
-    screen.note(f"error: {view.id} {found.version} was given up: {found.code}: {found.reason}")
+    screen.note(f"error: {decision.became(view, upgraded=True)[1]}")
     screen.note(f"what it had written is gone: the values are those of {found.before}")
     more = ask.where_it_tells(session.client(), view.id)
     screen.hint("; ".join(filter(None, (more, f"latticectl upgrade {view.id} --retry tries it again"))))

@@ -198,6 +198,34 @@ def test_what_is_decided_on_a_page_is_seen_in_the_api(host, acting):
     assert "kv:write" in daemon.plugin(ID)["granted"]
 
 
+NOTE = re.compile(r'<p class="note (\w+)" role="status">([^<]+)</p>')
+ENDS = b"#!/usr/bin/env python3\nraise SystemExit(3)\n"
+
+
+def test_an_act_whose_plugin_does_not_run_is_no_success(host, acting):
+    """A start that fails, an action that does, and a version that is given up at once."""
+    host.drop("acme.broken", ENDS)
+    host.daemon.until(lambda: host.daemon.plugin("acme.broken"), "acme.broken to be seen")
+    host.up("acme.better", programs.GREETER, version="1.0.0", capabilities=["kv:read"])
+    host.drop("acme.better", ENDS, version="1.1.0", capabilities=["kv:read"])
+    host.daemon.until(lambda: host.daemon.plugin("acme.better").get("candidate"), "the candidate")
+
+    def note(plugin_id: str, **fields: str) -> tuple[str, str]:
+        acting.post(f"/plugins/{plugin_id}", fields)
+        tone, said = NOTE.findall(acting.get(f"/plugins/{plugin_id}").text)[-1]
+        return tone, said
+
+    assert note("acme.broken", act="install") == ("good", "acme.broken is installed")
+    tone, said = note("acme.broken", act="activate")
+    assert (tone, said.partition(": ")[0]) == ("bad", "acme.broken could not be armed")
+    assert note("acme.broken", act="disable") == ("good", "acme.broken is disabled")
+    tone, said = note("acme.better", act="upgrade")
+    assert (tone, said.partition(": ")[0]) == ("bad", "acme.better 1.1.0 was given up"), said
+    assert note("acme.better", act="restart") == ("good", "restart of acme.better was carried out")
+    tone, said = note("acme.better", act="invoke", action="dance")
+    assert (tone, "no such action" in said) == ("bad", True)
+
+
 def test_a_candidate_is_taken_by_name_and_given_up_by_a_page(host, acting):
     """What it adds is listed, each with a consent of its own; the version before is one to go back to."""
     grown, page = "acme.grown", "/plugins/acme.grown"

@@ -43,6 +43,9 @@ class Changing:
     def review(self, plan: str) -> dict[str, Any]:
         raise NotImplementedError
 
+    def became(self, answer: Any, *, upgraded: bool) -> tuple[str, str]:
+        raise NotImplementedError
+
     def when(self, moment: str) -> str:
         return moment
 

@@ -74,6 +74,9 @@ class Saying:
         finding = dict.fromkeys(("code", "expected", "found"), self.text)
         return {**dict.fromkeys(names, self.text), "findings": [finding], "deadline_s": 30.0}
 
+    def became(self, answer: Any, *, upgraded: bool) -> tuple[str, str]:
+        return "bad", self.text
+
     def when(self, moment: str) -> str:
         return moment
 
