@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 COOKIE: Final = "latticed_ui"
 MOST_COOKIES: Final = 8
 THREADS: Final = 12
-"""Requests to the daemon under way at a time; logs that follow wait in one each."""
+"""Requests to the daemon under way at a time for pages, where logs that follow wait in one each; as many more for acts,
+which may take minutes.
+"""
 _MOST_FIELDS: Final = 200
 _LIVE_PAUSE_S: Final = 0.5
 """A page hears of changes at most twice a second."""
@@ -80,6 +82,7 @@ class Console:
         self._operator = operator
         self._keys = SessionKeys()
         self._threads = WaitingThreads(THREADS)
+        self._acting = WaitingThreads(THREADS)
         self._reader = Reader(operator, act=act)
         self._pages = Pages(operator, self._reader, self._threads, act=act)
         self._hub = LiveHub(operator.changes, self._pages.forget)
@@ -167,7 +170,7 @@ class Console:
         path = back.get(found.page, "/plugins/{}").format(templates.part(argument))
         try:
             wanted = _wanted(found.page, argument, form)
-            came_to = await asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._done(wanted))
+            came_to = await asyncio.get_running_loop().run_in_executor(self._acting, lambda: self._done(wanted))
             session.notes.append(came_to)
         except Problem as problem:
             # On the page that it was asked on: the daemon's refusal says what to type instead.

@@ -33,6 +33,8 @@ LINK_SOCKET: Final = "/run/latticed-ui/link.sock"
 """Where a unit of its own offers links."""
 _LINK_S: Final = 5.0
 _LONGEST_LINK: Final = 4_096
+_LONG: Final = frozenset({("market", "install"), ("market", "refresh")})
+"""Acts that take minutes, as invocations may: downloads."""
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 5.0
 
@@ -146,9 +148,15 @@ class _Caller:
         self._session = session
 
     def ask(self, method: str, parts: tuple[str, ...], query: Mapping[str, Any], body: Mapping[str, Any]) -> Any:
+        from latticed.client.control import LONG_S
+
         # Only with --controller is there a page that asks for it.
-        fleet = parts[0] == "fleet"
-        client = fleet_controller.client(self._session) if fleet else self._session.client()
+        if parts[0] == "fleet":
+            client = fleet_controller.client(self._session)
+        else:
+            # As long as latticectl waits for the same.
+            long = method == "POST" and (parts in _LONG or parts[-1] == "invoke")
+            client = self._session.client(read_s=LONG_S if long else None)
         match method:
             case "GET" if parts == ("health",):
                 return client.health()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from latticed.console import words
+from latticed.console import server, words
 from tests.house import bundles, consoles, hosting, index_servers, market_sites, processes, programs
 
 pytestmark = [pytest.mark.daemon, pytest.mark.slow]
@@ -60,7 +61,10 @@ def host(web):
     """One daemon for all: an armed plugin, one that was not decided about, one that is refused; and a market."""
     with market_sites.trading(web, ["shop"]) as place:
         # The source waits for what a test looks at meanwhile.
-        place.set(market_sites.settings(web, ["shop"]).replace("fetch_s = 3", "fetch_s = 60"))
+        place.set(
+            market_sites.settings(web, ["shop"]).replace("fetch_s = 3", "fetch_s = 60")
+            + "\n[plugin_limits]\nmax_invoke_timeout_s = 600\n"
+        )
         with place.running() as daemon:
             host = hosting.Host(daemon=daemon, author=market_sites.ACME)
             host.up(
@@ -224,6 +228,40 @@ def test_an_act_whose_plugin_does_not_run_is_no_success(host, acting):
     assert note("acme.better", act="restart") == ("good", "restart of acme.better was carried out")
     tone, said = note("acme.better", act="invoke", action="dance")
     assert (tone, "no such action" in said) == ("bad", True)
+
+
+SLOW = (
+    programs.SDK
+    + b"""
+    def do_wait(self, payload):
+        while self.kv.get("over") is None:
+            time.sleep(0.05)
+
+Test().run()
+"""
+)
+
+
+def test_acts_that_take_long_keep_no_page_waiting(host, acting):
+    """As many as there are threads for pages, of two plugins: one has eight invocations at once."""
+    slow = [f"acme.slow{number}" for number in range(2)]
+    for one in slow:
+        limits = {"invoke_timeout_s": 600}
+        host.up(one, SLOW, capabilities=["kv:read"], runtime={"limits": limits})
+    with ThreadPoolExecutor(server.THREADS) as browsers:
+        form = {"act": "invoke", "action": "wait"}
+        posts = [f"/plugins/{slow[number % 2]}" for number in range(server.THREADS)]
+        waiting = [browsers.submit(acting.post, path, form) for path in posts]
+
+        def begun() -> bool:
+            return sum(one["target"] in slow for one in host.daemon.events(action="plugin.invoke")) == len(waiting)
+
+        host.daemon.until(begun, "all of them to be under way")
+        assert acting.get(posts[0]).status == 200
+        assert not any(one.done() for one in waiting)
+        for one in slow:
+            assert host.daemon.ask("PUT", f"/api/kv/plugin:{one}/over", b"1").status < 300
+        assert {one.result().status for one in waiting} == {303}
 
 
 def test_a_candidate_is_taken_by_name_and_given_up_by_a_page(host, acting):

@@ -7,6 +7,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +18,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from latticed.client import control
 from latticed.client.control import ControlClient
 from latticed.ctl import ui
+from latticed.ctl.session import CtlSession
+from latticed.model.errors import Problem
 from tests.house import api_server, processes
 
 SCRIPT = "import sys; sys.modules[sys.argv.pop(1)] = None; from latticed.ctl.main import main; sys.exit(main())"
@@ -100,6 +107,40 @@ def test_what_a_plugin_keeps_going_is_told_to_the_page_of_the_plugin(action: str
     event = {"actor": "plugin:acme.demo", "action": action, "target": target}
     assert ui._target(json.dumps(event)) == "acme.demo"
     assert ui._target(json.dumps({**event, "actor": "latticed", "target": "acme.other"})) == "acme.other"
+
+
+@dataclass
+class _Held(api_server.Api):
+    """A daemon that answers a POST when it is told to."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes) -> api_server.Answer:
+        if method == "POST":
+            self.go.wait(processes.PATIENCE_S)
+            return 200, {"ok": True}
+        return super().answer(method, path, query, body)
+
+
+@pytest.mark.parametrize(
+    "parts", [("market", "install"), ("market", "refresh"), ("plugins", "by-id", "acme.demo", "invoke")]
+)
+def test_what_takes_minutes_is_waited_for_as_latticectl_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[str, ...]
+):
+    """Longer than for a page, here until one has been given up that was asked for afterwards."""
+    monkeypatch.setattr(control, "READ_S", 0.2)
+    with api_server.serving(tmp_path / "api.sock", _Held) as api, ThreadPoolExecutor(1) as threads:
+        session = CtlSession(args=Namespace(socket=str(api.socket)), screen=None, environ={})  # type: ignore[arg-type]
+        caller = ui._Caller(session)
+        act = threads.submit(caller.ask, "POST", parts, {}, {})
+        api.until_asked(1)
+        try:
+            with pytest.raises(Problem, match="unreachable"):
+                caller.ask("GET", ("status",), {}, {})
+        finally:
+            api.go.set()
+        assert act.result() == {"ok": True}
 
 
 def _changes(api: api_server.Api, *wanted: bool) -> list[str]:
