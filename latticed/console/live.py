@@ -66,7 +66,6 @@ class LiveHub:
         self._daemon = ""
         self._scheduled = False
         self._reading = False
-        self._listened = 0
 
     def listen(self, gone: Callable[[], bool] = lambda: False) -> PageListener | None:
         """A new listener; None when there are too many."""
@@ -76,9 +75,8 @@ class LiveHub:
         if len(self._listeners) >= MOST_LISTENERS:
             return None
         found = PageListener(gone)
-        self._listeners.add(found)
         with self._lock:
-            self._listened += 1
+            self._listeners.add(found)
             if not self._reading:
                 self._reading = True
                 # A daemon thread: it waits at a socket, and ends with the process.
@@ -95,32 +93,28 @@ class LiveHub:
         self._listeners.discard(listener)
 
     def _read(self) -> None:
-        read_for = 0
-        while (read_for := self._listened_since(read_for)) and self._told():
-            pass
-
-    def _listened_since(self, read_for: int) -> int:
-        """How many pages have listened so far; 0, and this thread ends, when none did since there were `read_for`."""
-        with self._lock:
-            self._reading = self._listened > read_for
-            return self._listened if self._reading else 0
-
-    def _told(self) -> bool:
-        """Tell pages of all changes until there are no more; false when there is nobody to tell."""
-        for change in self._changes(lambda: bool(self._listeners)):
+        for change in self._changes(self._wanted):
             with self._lock:
                 if change in {"gone", "back", "denied"}:
                     self._daemon = change
                 elif len(self._targets) <= MOST_TARGETS:
                     self._targets.add(change)
+                # The next page that listens has it asked anew, by another thread.
+                if change == "denied":
+                    self._reading = False
                 if self._scheduled:
                     continue
                 self._scheduled = True
             try:
                 self._loop.call_soon_threadsafe(self._tell)
             except RuntimeError:  # the loop was closed: the process ends
-                return False
-        return True
+                return
+
+    def _wanted(self) -> bool:
+        """Whether any page listens; else this thread ends, and the next page starts another."""
+        with self._lock:
+            self._reading = bool(self._listeners)
+            return self._reading
 
     def _tell(self) -> None:
         with self._lock:
