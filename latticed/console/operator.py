@@ -54,7 +54,10 @@ class Operator(Protocol):
         """What `latticectl doctor` finds."""
 
     def review(self, plan: str) -> dict[str, Any]:
-        """What the root helper shows of a plan before its approval; it is asked for nothing else."""
+        """What the root helper shows of a plan before its approval; it is asked for nothing else.
+
+        And `approve`: the command, empty where there is nothing to approve; `overrides`: what it lacks then.
+        """
 
     def became(self, answer: Any, *, upgraded: bool) -> tuple[str, str]:
         """What an act came to by the plugin's record in its answer: a tone, and why it is not `good`.

@@ -30,6 +30,7 @@ _LOG_WAIT_S: Final = 20
 _MOST_FOLLOWING: Final = 6
 """Logs that wait for lines, on a thread each; more are answered at once, and ask again a moment later."""
 _LISTED: Final = 100
+_MOST_REVIEWS: Final = 8
 _MOST_REJECTED: Final = 5_000
 """Refused bundles that are listed and searched; a page of more says so."""
 _MOST_LINES: Final = 4_000
@@ -72,6 +73,8 @@ class Pages:
         self._act = act
         self._following = 0
         self._kept: dict[str, tuple[float, asyncio.Task[Section]]] = {}
+        # By plan, the last one last: its state, when the helper was asked, and its review.
+        self._reviews: dict[str, tuple[str, float, Section]] = {}
 
     def forget(self) -> None:
         """Share no list any more that was asked for before now: something has changed."""
@@ -244,15 +247,24 @@ class Pages:
         }
         return HtmlPage("plans", context, _live("*", found.problem))
 
-    async def plan(self, _query: Mapping[str, str], sha: str) -> HtmlPage:
-        """One plan: what was asked for, and what the root helper would do."""
-        found, review = await asyncio.gather(
-            self._section(lambda: self._reader.get("plans", sha)),
-            self._section(lambda: self._operator.review(sha)),
-        )
+    async def plan(self, _query: Mapping[str, str], sha: str, *, again: bool = False) -> HtmlPage:
+        """One plan: what was asked for, and what the root helper would do.
+
+        `again`: the page asks for itself. The helper makes a review by running its tools: then it is asked for another
+        one where the plan's state has changed.
+        """
+        found = await self._section(lambda: self._reader.get("plans", sha))
+        state, at_s, review = self._reviews.pop(sha, ("", 0.0, Section()))
+        if not again or not at_s or state != plain.text(found.data, "state"):
+            state, at_s = plain.text(found.data, "state"), time.monotonic()
+            review = await self._section(lambda: self._operator.review(sha))
+        self._reviews[sha] = (state, at_s, review)
+        if len(self._reviews) > _MOST_REVIEWS:
+            self._reviews.pop(next(iter(self._reviews)))
         if found.problem and review.problem:
             raise found.problem
         deadline = (review.data or {}).get("deadline_s")
+        left_s = deadline - (time.monotonic() - at_s) if isinstance(deadline, (int, float)) else 0
         context = {
             "sha": sha,
             "plan": found.data if isinstance(found.data, dict) else {},
@@ -260,8 +272,9 @@ class Pages:
             "review_problem": review.problem,
             "diff": _shown(plain.text(review.data, "diff")),
             "findings": plain.rows(review.data, "findings"),
+            "overridden": plain.rows(review.data, "overridden"),
             "intent": _indented(plain.mapping(found.data, "intent")),
-            "left_s": int(deadline) if isinstance(deadline, (int, float)) and 0 < deadline < 1e6 else 0,
+            "left_s": int(left_s) if 0 < left_s < 1e6 else 0,
         }
         return HtmlPage("plan", context, _live("*", found.problem))
 

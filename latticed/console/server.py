@@ -146,6 +146,7 @@ class Console:
         asked_again = _READ_HEADER in request.headers or found.page == "log_lines"
         if not asked_again and found.page not in {"live", "static"}:
             self._reader.ask_anew()
+        page: HtmlPage
         match found.page:
             case "live":
                 return await self._live(request, session)
@@ -158,8 +159,10 @@ class Console:
                 return web.Response(text="The session is over.\n", headers=guard.HEADERS)
             case "act" | "on_offer" | "refresh" | "cancel" | "retry":
                 return await self._acted(request, found, session)
+            case "plan":
+                page = await self._pages.plan(query, *found.arguments, again=asked_again)
             case name:
-                page: HtmlPage = await getattr(self._pages, name)(query, *found.arguments)
+                page = await getattr(self._pages, name)(query, *found.arguments)
         return self._shown(page, [] if asked_again else session.take_notes())
 
     async def _acted(self, request: web.Request, found: FoundPage, session: UiSession) -> web.Response:

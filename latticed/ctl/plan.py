@@ -187,11 +187,9 @@ def _show(session: CtlSession, client: HelperClient) -> int:
         screen.json(plain)
         return ExitCode.OK
     plan_view.review(screen, plain)
-    if plain.get("state") in {"planned", "stale", "rolled_back", "failed"} and not plain.get("narrows"):
-        command = f"latticectl plan approve {str(plain.get('plan'))[: plan_view.SHORT]} {plain.get('review')}"
-        codes = " ".join(f"--override {code}" for code in plan_view.standing(plain))
-        # Not one command to copy: what locks somebody out is to be thought of.
-        screen.hint(f"mend the findings, or add {codes} to: {command}" if codes else command)
+    command, overrides = plan_view.approval(plain)
+    if command:
+        screen.hint(f"mend the findings, or add {overrides} to: {command}" if overrides else command)
     return ExitCode.OK
 
 

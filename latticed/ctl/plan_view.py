@@ -29,6 +29,7 @@ TONES: Final = {
     "refused": "bad",
 }
 """By state of a plan."""
+_TO_APPROVE: Final = frozenset({"planned", "stale", "rolled_back", "failed"})
 SHORT: Final = 12
 """Digits of a plan's name in tables and commands; 8 are enough where they are unique."""
 _MOST_S: Final = 3_600
@@ -89,6 +90,18 @@ def review(screen: Screen, plain: dict[str, Any]) -> None:
 def standing(plain: dict[str, Any]) -> list[str]:
     """The codes of the findings that stand against a plan, each once: to be overridden, or mended."""
     return sorted({str(one.get("code") or "") for one in replies.rows(plain.get("findings") or [], "findings")})
+
+
+def approval(plain: dict[str, Any]) -> tuple[str, str]:
+    """The command that approves a plan by its review, empty where there is nothing to approve; and what it lacks.
+
+    That is `--override CODE …` for what stands against the plan. Not one command to copy: what locks somebody out is to
+    be thought of.
+    """
+    if plain.get("state") not in _TO_APPROVE or plain.get("narrows"):
+        return "", ""
+    command = f"latticectl plan approve {str(plain.get('plan'))[:SHORT]} {plain.get('review')}"
+    return command, " ".join(f"--override {code}" for code in standing(plain))
 
 
 def _fields(plain: dict[str, Any]) -> Iterator[tuple[str, str | Cell]]:

@@ -214,10 +214,12 @@ class _Caller:
         return [HealthFinding(*one) for one in doctor.findings(self._now())]
 
     def review(self, plan: str) -> dict[str, Any]:
-        from latticed.ctl import root_helper
+        from latticed.ctl import plan_view, root_helper
 
         client = root_helper.of(self._session)
         found = client.review(plan)
+        command, overrides = plan_view.approval(found)
+        found = {**found, "approve": command, "overrides": overrides}
         if found.get("state") != "unconfirmed":
             return found
         # How long is left is the target's, not the review's.

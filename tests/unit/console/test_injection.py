@@ -72,7 +72,8 @@ class Saying:
     def review(self, plan: str) -> dict[str, Any]:
         names = ("plan", "kind", "state", "review", "diff")
         finding = dict.fromkeys(("code", "expected", "found"), self.text)
-        return {**dict.fromkeys(names, self.text), "findings": [finding], "deadline_s": 30.0}
+        more = {"findings": [finding], "overridden": [finding], "deadline_s": 30.0}
+        return {**dict.fromkeys((*names, "target", "narrows", "approve", "overrides"), self.text), **more}
 
     def became(self, answer: Any, *, upgraded: bool) -> tuple[str, str]:
         return "bad", self.text

@@ -13,6 +13,7 @@ import pytest
 from latticed.console import forwarded, templates
 from latticed.console.operator import Reader
 from latticed.console.pages import Pages
+from latticed.ctl import plan_view
 from latticed.model.errors import Problem
 
 TASK = {"id": "5c0f", "sha256": "ab" * 32, "state": "submitted", "plugin": "acme.demo", "timeout_s": 60}
@@ -33,7 +34,8 @@ class Daemon:
         return self.answers[parts[0]]
 
     def review(self, plan: str) -> Any:
-        return self.answers["review"]
+        found = self.answers["review"]
+        return {**found, "approve": plan_view.approval(found)[0]}
 
     def doctor(self) -> list[Any]:
         return []
@@ -72,7 +74,10 @@ async def test_a_script_that_is_shown_whole_has_it_with_its_arguments():
 
 @pytest.mark.parametrize("diff", LONG, ids=["many lines", "a long line"])
 async def test_a_difference_that_is_not_shown_whole_has_no_command_that_approves_it(diff: str):
-    answers = {"plans": {"sha256": PLAN, "intent": {}}, "review": {"diff": diff, "review": "c0de"}}
+    answers = {
+        "plans": {"sha256": PLAN, "intent": {}},
+        "review": {"plan": PLAN, "state": "planned", "diff": diff, "review": "c0de"},
+    }
     page = await shown(Daemon(answers), "plan", PLAN)
     assert "This is not all of it" in page
     assert "plan approve" not in page
