@@ -129,8 +129,8 @@ def signature(name: str, one: Any) -> str:
         default = "" if each.default is each.empty else f" = {each.default!r}"
         hint = "" if each.annotation is each.empty else f": {each.annotation}"
         parts.append(f"{stars}{key}{hint}{default}")
-        if each.kind is each.POSITIONAL_ONLY:
-            parts.append("/")
+        if each.kind is each.POSITIONAL_ONLY:  # once, after the last of them
+            parts = [*(one for one in parts if one != "/"), "/"]
     answer = inspect.signature(one).return_annotation
     returns = "" if answer is inspect.Signature.empty else f" -> {answer}"
     shown = f"{name}({', '.join(parts)}){returns}".replace("answers.", "")

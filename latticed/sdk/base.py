@@ -47,6 +47,8 @@ OVERRIDABLE = frozenset({"started", "health", "invoke", "stopping", "describe"})
 """Methods of the SDK's classes that a plugin's class may replace."""
 SET_BY_HOST = frozenset({"id", "capabilities", "config"})
 """What the host sets on the plugin; a class may give each a value, for tests, and no method."""
+MESSAGE_CHARACTERS = 2_000
+"""Of a text for people: the host keeps no more, and refuses a line that is too long with all that it says."""
 _HERE = "latticed.sdk."
 
 
@@ -129,8 +131,9 @@ class PluginBase:
             show_traceback()
             return failed(f"{type(error).__name__}: {error}")
         reply = found if isinstance(found, Reply) else Reply(found)
-        error_text = None if reply.ok else reply.message or "failed"
-        return {"ok": reply.ok, "message": reply.message, "result": reply.result, "error": error_text}
+        message = printable(reply.message or "")
+        error_text = None if reply.ok else message or "failed"
+        return {"ok": reply.ok, "message": message, "result": reply.result, "error": error_text}
 
     def check(self) -> Health:
         """What `health` returns, or unhealthy with its exception or with what is wrong about what it returned."""
@@ -192,8 +195,10 @@ def failed(message: str) -> dict[str, Any]:
 
 
 def printable(text: object) -> str:
-    """`text` with a question mark for each lone surrogate, for which UTF-8 has no bytes."""
-    return str(text).encode("utf-8", errors="replace").decode("utf-8")
+    """`text` of at most MESSAGE_CHARACTERS, with a question mark for each lone surrogate: UTF-8 has no bytes for it."""
+    said = str(text)
+    said = said if len(said) <= MESSAGE_CHARACTERS else said[: MESSAGE_CHARACTERS - 1] + "…"
+    return said.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def show_traceback() -> None:

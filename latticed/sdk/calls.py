@@ -180,7 +180,9 @@ class Log(Calls):
     What a plugin prints to stderr is kept, too: `latticectl logs ID`. It needs no capability.
     """
 
-    def write(self, level: str, message: str, **fields: object) -> None:
+    # Positional only: a field may be called `message` or `level`, too.
+
+    def write(self, level: str, message: str, /, **fields: object) -> None:
         """One line of level debug, info, warning or error; `fields` are shown with it (log:write).
 
         Errors: rate_limited for more lines than that.
@@ -190,19 +192,19 @@ class Log(Calls):
         plain = {name: str(value) for name, value in fields.items()}
         self._ask("log.write", {"level": level, "message": message, "fields": plain})
 
-    def debug(self, message: str, **fields: object) -> None:
+    def debug(self, message: str, /, **fields: object) -> None:
         """As write, with the level debug (log:write)."""
         self.write("debug", message, **fields)
 
-    def info(self, message: str, **fields: object) -> None:
+    def info(self, message: str, /, **fields: object) -> None:
         """As write, with the level info (log:write)."""
         self.write("info", message, **fields)
 
-    def warning(self, message: str, **fields: object) -> None:
+    def warning(self, message: str, /, **fields: object) -> None:
         """As write, with the level warning (log:write)."""
         self.write("warning", message, **fields)
 
-    def error(self, message: str, **fields: object) -> None:
+    def error(self, message: str, /, **fields: object) -> None:
         """As write, with the level error (log:write)."""
         self.write("error", message, **fields)
 

@@ -37,7 +37,7 @@ def _reply(plugin: PluginBase, action: str, payload: Any) -> dict[str, Any]:
     try:
         plugin.started()
         # These two must be answered by every plugin (docs/write/sdk.md).
-        if action == "describe":
+        if action == "describe" and not hasattr(plugin, "do_describe"):
             return {"ok": True, "message": "", "result": plugin.describe(), "error": None}
     except Exception as error:  # noqa: BLE001 - the one action's outcome
         show_traceback()

@@ -70,6 +70,10 @@ ROWS = [
         )
         for level in ("debug", "info", "warning", "error")
     ),
+    (
+        *("log", "error", ("failed",), {"message": "why", "level": 3}, "log.write"),
+        *({"level": "error", "message": "failed", "fields": {"message": "why", "level": "3"}}, {}, None),
+    ),
     ("log", "write", ("odd", "hi"), {}, "log.write", {"level": "odd", "message": "hi", "fields": {}}, {}, None),
     ("audit", "events", (3,), {}, "audit.query", {"after": 3}, {"events": [{"seq": 4}], "next": None}, [{"seq": 4}]),
     (

@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from latticed.runners import replies
 from latticed.sdk.testing import Gate, run_once
 from tests.house import plugins
 
@@ -75,6 +76,31 @@ def test_one_shot_describe_answers_name_and_actions(once):
     body = "def describe(self): return [1]"
     assert once("describe", body=body) == {"ok": True, "message": "", "result": [1], "error": None}
     assert once("describe", body="def describe(self): return {}[1]")["error"] == "KeyError: 1"
+
+
+def test_one_shot_describe_is_answered_by_an_action_of_that_name(once):
+    """As under latticed-stdio-1."""
+    body = "def do_describe(self, payload): return ['mine', payload]"
+    assert once("describe", 1, body=body) == {"ok": True, "message": "", "result": ["mine", 1], "error": None}
+
+
+@pytest.mark.parametrize("text", ["raise PluginError(found)", "raise OSError(found)", "return Reply(message=found)"])
+def test_long_texts_are_cut_as_the_host_cuts_them(once, text):
+    """The line would be too long, and none of it reach anybody."""
+    body = f"""
+    def do_quote(self, payload):
+        found = "why: " + "x" * 600_000
+        {text}
+
+    def health(self):
+        return Health("degraded", "why: " + "x" * 600_000)
+    """
+    for action in ("quote", "health"):
+        message = once(action, body=body)["message"]
+        assert "why: xxx" in message
+        assert message == replies.said_text(message)
+    found = once("quote", body=body)
+    assert found["error"] in {None, found["message"]}
 
 
 @pytest.mark.parametrize(

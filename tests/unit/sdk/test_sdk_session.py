@@ -266,6 +266,20 @@ def test_failed_start_is_reported_and_ends_the_plugin(running_plugin):
     assert "Traceback" in plugin.stderr
 
 
+def test_failed_start_of_many_words_is_cut_and_told(running_plugin):
+    """A line of more than the longest would end the plugin, and its reason be lost."""
+    body = """
+    def started(self):
+        raise ValueError("no city " + "x" * (2 << 20))
+    """
+    with pytest.raises(
+        ProgramError, match=r"initialize was answered with the error .*ValueError: no city xxx"
+    ) as failed:
+        running_plugin(body).__enter__()
+    assert "message_too_large" not in str(failed.value)
+    assert str(failed.value).partition("; its stderr")[0].count("x") < 2_001
+
+
 def test_unknown_methods_are_refused_and_notifications_ignored(tmp_path):
     """A later version of the host may send them."""
     text = plugins.say(
