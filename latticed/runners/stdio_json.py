@@ -23,6 +23,8 @@ from latticed.runners.unrepresentable import Unrepresentable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from latticed.runners.unrepresentable import PartialMessage
+
 MAX_AT_ONCE: Final = 16
 """Host calls carried out at the same time; the others wait."""
 LINES_A_TURN: Final = 32
@@ -166,7 +168,7 @@ class Invocation:
         if not line.strip():
             return
         if lines.too_many(line):  # before decoding, which would take the memory
-            self._fail(Unrepresentable(lines.TOO_MANY))
+            self._take_partial(unrepresentable.unread_call(line, lines.TOO_MANY), line, lines.TOO_MANY)
             return
         try:
             if not line.isascii():
@@ -174,18 +176,17 @@ class Invocation:
             call = _decode(line).host_call
             message = _decode_reply(line) if call is msgspec.UNSET else {}
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            self._take_partial(line, text.sanitise(str(error), 100))
+            self._take_partial(unrepresentable.read(line), line, text.sanitise(str(error), 100))
         else:
             if call is not msgspec.UNSET:
                 self._call(call, lines.weight(line))
             elif lines.too_deep(line, message):
-                self._take_partial(line, "nesting")
+                self._take_partial(unrepresentable.read(line), line, "nesting")
             else:
                 self._reply(message, line)
 
-    def _take_partial(self, line: bytes, why: str) -> None:
-        """Refuse the call whose parameters JSON cannot represent; a reply like that is the outcome `plugin_error`."""
-        partial = unrepresentable.read(line)
+    def _take_partial(self, partial: PartialMessage | None, line: bytes, why: str) -> None:
+        """Refuse the call whose parameters cannot be carried on; a reply like that is the outcome `plugin_error`."""
         if partial is None:
             found = unrepresentable.noise(line)
             self.fail("protocol_error", f"expected a host call or a reply as one line of JSON, found {found} ({why})")

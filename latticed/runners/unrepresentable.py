@@ -26,6 +26,8 @@ _MEMBER: Final = rb'"([a-z]{1,16})"\s*:\s*' + _SCALAR
 _FIRST: Final = re.compile(rb"\s*\{\s*" + _MEMBER + rb"\s*,")
 _NEXT: Final = re.compile(rb"\s*" + _MEMBER + rb"\s*,")
 _LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")
+# Before the members of a host call of stdio-json-v1.
+_HOST_CALL: Final = re.compile(rb'\s*\{\s*"host_call"\s*:\s*(?=\{)')
 _TAIL_BYTES: Final = 512  # the end of a line in which members are looked for
 # The escape of a high surrogate without a low one behind it, or the reverse; in JSON without escaped backslashes.
 _LONE: Final = re.compile(
@@ -89,6 +91,13 @@ def read(line: bytes) -> PartialMessage | None:
 def unread(line: bytes, found: str) -> PartialMessage | None:
     """As `read`, for a line that must not be decoded because of `found`; None unless it begins as an object."""
     return PartialMessage(members=_edges(line), found=found) if line.lstrip().startswith(b"{") else None
+
+
+def unread_call(line: bytes, found: str) -> PartialMessage:
+    """As `unread`, for a line of stdio-json-v1: a host call's own members, as `host_call`; of another line none."""
+    place, bare = _HOST_CALL.match(line), line.rstrip()
+    members = {"host_call": _edges(bare[place.end() : -1])} if place and bare.endswith(b"}") else {}
+    return PartialMessage(members=members, found=found)
 
 
 def noise(line: bytes) -> str:

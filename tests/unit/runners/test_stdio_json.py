@@ -356,6 +356,54 @@ async def test_host_call_with_unrepresentable_params_is_bad_params(call):
     assert await call.invocation.outcome == REPLY
 
 
+MANY = b'{"a":[' + b"[]," * 60_000 + b"[]]}"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        b'"id":7,"method":"kv.put","params":' + MANY,
+        b'"params":' + MANY + b',"id":7,"method":"kv.put"',
+        b' "id" : 7, "params": ' + MANY + b', "method": "kv.put" ',
+    ],
+    ids=["before", "after", "around"],
+)
+async def test_host_call_with_too_many_values_is_bad_params_and_not_decoded(call, members):
+    """As the Gate refuses it: on record, and at the plugin's rate. The invocation continues."""
+    refused, refuse = [], call.invocation._refuse
+
+    def noted(method, line, error):
+        refused.append((method, line))
+        return refuse(method, line, error)
+
+    call.invocation._refuse = noted
+    line = b'{"host_call":{' + members + b"}}"
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr(stdio_json, "_decode", lambda line: pytest.fail("it was decoded"))
+        call.invocation.feed(line + b"\n")
+    await call.until_said(1)
+    assert refused == [("kv.put", line)]
+    assert "more than 50000 values" in call.said[0]["host_response"]["error"]
+    assert call.said[0]["host_response"]["error"].startswith("bad_params: ")
+    assert (call.said[0]["host_response"]["id"], call.calls) == (7, [])
+    call.hear(REPLY)
+    assert await call.invocation.outcome == REPLY
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"host_call":{"params":' + MANY + b"}}",
+        b'{"host_call":' + MANY + b"}",
+        b'{"host_call":{"id":7,"method":["kv.put"],"params":' + MANY + b"}}",
+    ],
+)
+async def test_line_with_too_many_values_that_is_no_call_to_refuse_is_plugin_error(call, line):
+    call.invocation.feed(line + b"\n")
+    assert await _code(call) == "plugin_error"
+    assert call.said == []
+
+
 async def test_params_of_host_call_reach_the_service_as_they_came(call):
     """Their size and hash are recorded, and the service judges their depth."""
     heard = []
