@@ -251,11 +251,11 @@ class Pages:
         """One plan: what was asked for, and what the root helper would do.
 
         `again`: the page asks for itself. The helper makes a review by running its tools: then it is asked for another
-        one where the plan's state has changed.
+        one where the plan's state has changed, or it made none.
         """
         found = await self._section(lambda: self._reader.get("plans", sha))
         state, at_s, review = self._reviews.pop(sha, ("", 0.0, Section()))
-        if not again or not at_s or state != plain.text(found.data, "state"):
+        if not again or not at_s or review.problem or state != plain.text(found.data, "state"):
             state, at_s = plain.text(found.data, "state"), time.monotonic()
             review = await self._section(lambda: self._operator.review(sha))
         self._reviews[sha] = (state, at_s, review)

@@ -28,7 +28,7 @@ _NEXT: Final = re.compile(rb"\s*" + _MEMBER + rb"\s*,")
 _LAST: Final = re.compile(rb",\s*" + _MEMBER + rb"\s*(?:\}\s*)?\Z")
 # Before the members of a host call of stdio-json-v1.
 _HOST_CALL: Final = re.compile(rb'\s*\{\s*"host_call"\s*:\s*(?=\{)')
-_TAIL_BYTES: Final = 512  # the end of a line in which members are looked for
+_EDGE_BYTES: Final = 512  # the beginning and the end of a line in which members are looked for: it may have any number
 # The escape of a high surrogate without a low one behind it, or the reverse; in JSON without escaped backslashes.
 _LONE: Final = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD])[c-fC-F])"
@@ -127,11 +127,11 @@ def _edges(line: bytes) -> dict[str, Any]:
     side, so nothing inside the value in between is taken for a member.
     """
     found: dict[str, Any] = {}
-    place = _FIRST.match(line)
+    head, rest = line[:_EDGE_BYTES], line[-_EDGE_BYTES:]
+    place = _FIRST.match(head)
     while place is not None:
         _keep(found, place)
-        place = _NEXT.match(line, place.end())
-    rest = line[-_TAIL_BYTES:]
+        place = _NEXT.match(head, place.end())
     while (place := _LAST.search(rest)) is not None:
         _keep(found, place)
         rest = rest[: place.start()]

@@ -101,6 +101,15 @@ async def test_what_stands_against_a_plan_is_to_be_mended_or_overridden_by_name(
     assert "Approved in spite of lockout_source : expected a way in for 192.0.2.7, found none" in await shown.text()
 
 
+async def test_a_page_that_asks_for_itself_again_asks_a_helper_again_that_made_no_review(shown):
+    """It was busy, for example: the page would show no review for as long as the state stays."""
+    shown.state("unconfirmed")
+    shown.helper.answers["review"] = root_helpers.fault("busy", "another change is under way")
+    assert "another change is under way" in await shown.text()
+    shown.state("unconfirmed")
+    assert "+ port 22" in await shown.text(again=True)
+
+
 async def test_a_page_that_asks_for_itself_again_asks_the_helper_only_for_another_state(shown):
     """A review runs the helper's tools; the page shows the one that it has, and opened by hand a new one."""
     shown.state("planned")

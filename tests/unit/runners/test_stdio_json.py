@@ -11,7 +11,7 @@ from latticed.host.call import HostError
 from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 from latticed.runners import stdio_json
-from latticed.runners.unrepresentable import Unrepresentable
+from latticed.runners.unrepresentable import Unrepresentable, unread_call
 from tests.house import conversations
 
 REPLY = {"ok": True, "message": "done", "result": {"a": 1}, "error": None}
@@ -344,6 +344,18 @@ async def test_unrepresentable_reply_is_plugin_error(call, line):
         await call.invocation.outcome
     assert caught.value.code == "plugin_error"
     assert caught.value.reason.isprintable()
+
+
+def test_members_of_a_call_are_looked_for_at_both_ends_of_a_line_alone():
+    """Else a line of a mebibyte would be work for a third of a second, and stop the daemon as long."""
+    many = b'"a":1,' * 1_000
+
+    def found(members):
+        return unread_call(b'{"host_call":{' + members + b"}}", "too much").members["host_call"].keys()
+
+    assert found(b'"id":7,"method":"kv.put",' + many + b'"params":{}') == {"id", "method", "a"}
+    assert found(many + b'"params":{},"id":7') == {"a", "id"}
+    assert found(many + b'"id":7,' + many + b'"params":{}') == {"a"}
 
 
 async def test_host_call_with_unrepresentable_params_is_bad_params(call):
