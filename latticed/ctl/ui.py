@@ -194,9 +194,10 @@ class _Caller:
                     return
                 if not stream.passing(problem):
                     pause_s = _LONGEST_PAUSE_S
-            if not gone:
-                yield "gone"
-                gone = True
+                # Not where a stream has merely ended: the next one may follow at once.
+                if not gone:
+                    yield "gone"
+                    gone = True
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
