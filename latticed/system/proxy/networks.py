@@ -14,6 +14,10 @@ _NAT64: Final = IPv6Network("64:ff9b::/96")
 """By these addresses a host without IPv4 reaches all of it (RFC 6052): no more of them are private than of IPv4's."""
 
 
+MAPPED: Final = "::ffff:0:0/96"
+"""As it is written for the cores: Python 3.13 would write `::ffff:0.0.0.0/96`, which v2ray does not take."""
+
+
 def _private() -> Iterator[str]:
     for block, _ in addresses.blocks(4):
         yield str(block)
@@ -21,7 +25,7 @@ def _private() -> Iterator[str]:
         yield str(IPv6Network((inner, _NAT64.prefixlen + block.prefixlen)))
     for block, _ in addresses.blocks(6):
         if block != _NAT64:
-            yield str(block)
+            yield MAPPED if block == IPv6Network(MAPPED) else str(block)
 
 
 def _public() -> Iterator[str]:

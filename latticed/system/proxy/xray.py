@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from latticed.system.proxy import intent as model
 from latticed.system.proxy import networks, values
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from latticed.system.proxy.intent import Inbound, Outbound, ProxyIntent, User
 
 Plain = dict[str, Any]
-_MAPPED: Final = "::ffff:0:0/96"
-"""No block to xray, to which such an address is its IPv4 address."""
 
 
 def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
@@ -36,8 +34,8 @@ def config(intent: ProxyIntent, secrets: Mapping[str, str]) -> Plain:
 def _rules(intent: ProxyIntent, inbounds: list[Inbound]) -> list[Plain]:
     rules: list[Plain] = []
     if not intent.reach_private:
-        # Written out: `geoip:private` needs a file that may be missing.
-        private = [one for one in networks.PRIVATE if one != _MAPPED]
+        # Written out: `geoip:private` needs a file that may be missing. To xray a mapped address is its IPv4 address.
+        private = [one for one in networks.PRIVATE if one != networks.MAPPED]
         rules.append({"type": "field", "ip": private, "outboundTag": BLOCK})
     by_outbound: dict[str, list[str]] = {}
     for one in inbounds:
