@@ -87,30 +87,33 @@ class Builds:
     def __init__(self, source: Path, command: str | None) -> None:
         self.source = source
         self.command = command
-        self._kept = listing(source, built=command is not None)
+        self._kept = self._listing()
         self.seen = fingerprint(self._kept)
         self._own: set[str] = set()
         self._others: set[str] = set()
 
     def run(self) -> None:
         """Problem build_failed."""
-        before = listing(self.source, built=self.command is not None)
+        before = self._listing()
         try:
             build(self.source, self.command)
         finally:
-            after = listing(self.source, built=self.command is not None)
+            after = self._listing()
             self._own -= _changed(self._kept, before)
             self._others = _changed(before, after) - self._own
             self._own |= self._others
             self._kept, self.seen = after, fingerprint(after)
 
     def unchanged(self) -> bool:
-        """Whether all is as the last run left it: a change was told of while it ran, and was its own."""
-        return fingerprint(listing(self.source, built=self.command is not None)) == self.seen
+        """Whether all is as the last run left it. So it is where what was told of is what that run itself wrote."""
+        return fingerprint(self._listing()) == self.seen
 
     def wrote_others(self) -> bool:
         """Whether the last run changed files that no run before it did: they may be the author's, and need another."""
         return bool(self._others)
+
+    def _listing(self) -> dict[str, str]:
+        return listing(self.source, built=self.command is not None)
 
 
 def build(source: Path, command: str | None) -> None:
