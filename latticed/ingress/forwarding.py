@@ -51,8 +51,12 @@ _NOT_ANSWERED: Final = _HOP_BY_HOP | frozenset(
 # A 401 must have a challenge (RFC 9110, section 15.5.2). For the service's own, browsers would ask for a password that
 # `asked` then removes: a service knows whoever logs in there by a cookie alone.
 _CHALLENGE: Final = "Cookie"
-# Cache-Control directives that let shared caches keep an answer (RFC 9111, section 5.2.2).
-_SHARED: Final = re.compile(r"\b(?:public|s-maxage)\b", re.IGNORECASE)
+# One directive of Cache-Control; its value may be quoted, with commas in it.
+_DIRECTIVE: Final = re.compile(r'(?:[^,"]|"[^"]*"?)+')
+# Directives for shared caches, which `private` takes the place of (RFC 9111, section 5.2.2).
+_FOR_SHARED: Final = frozenset("public s-maxage proxy-revalidate private".split())
+# For caches of their own kind, which heed it before Cache-Control (RFC 9213).
+_TARGETED_CACHE: Final = re.compile(r".+-cache-control|surrogate-control", re.IGNORECASE)
 _COOKIE_PATH: Final = re.compile(r"path\s*=\s*(?P<path>/.*)", re.IGNORECASE)
 _COOKIE_DOMAIN: Final = re.compile(r"domain\s*(?:=.*)?", re.IGNORECASE)
 
@@ -105,10 +109,27 @@ def answered(
         out["WWW-Authenticate"] = _CHALLENGE
     if private:
         out.add("Vary", "Cookie")
-        # Without Cache-Control a shared cache may keep an answer by its own rules (RFC 9111, section 4.2.2).
-        if _SHARED.search(",".join(out.getall("Cache-Control", ["public"]))):
-            out["Cache-Control"] = "private"
+        out["Cache-Control"] = _kept_private(",".join(out.getall("Cache-Control", [])))
+        for name in [name for name in out if _TARGETED_CACHE.fullmatch(name)]:
+            out.popall(name, None)
     return out
+
+
+def _kept_private(said: str) -> str:
+    """A Cache-Control by which no shared cache keeps the answer, and browsers do what the service says.
+
+        "max-age=60, immutable"  ->  "max-age=60, immutable, private"
+        "public, s-maxage=9"     ->  "private"
+        "no-store"               ->  "no-store"
+
+    A shared cache may keep what has no Cache-Control by rules of its own, and what has a `max-age` too: the request had
+    no Authorization (RFC 9111, sections 3 and 4.2.2).
+    """
+    directives = [one.strip() for one in _DIRECTIVE.findall(said) if one.strip()]
+    if "no-store" in {one.lower() for one in directives}:
+        return said
+    kept = [one for one in directives if one.partition("=")[0].strip().lower() not in _FOR_SHARED]
+    return ", ".join([*kept, "private"])
 
 
 def moved(location: str, *, origin: str, prefix: str) -> str:

@@ -7,13 +7,14 @@ import hashlib
 import hmac
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from latticed.host.call import HostError
 from latticed.ingress.upstream_connection import SESSION_COOKIES
 from latticed.kit import logs, passwords
 from latticed.kit.token_bucket import Rate, TokenBuckets
+from latticed.kit.value import Value
 from latticed.model.audit import DAEMON, Event
 from latticed.model.errors import Problem
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from latticed.model.audit import Decision
 
 LIFE_S: Final = 12 * 3_600.0
-"""Seconds after which a session ends in any case."""
+"""Seconds after which a login ends in any case: its password is asked for again."""
 IDLE_S: Final = 2 * 3_600.0
 """Seconds without a request after which a session ends; an answer that still runs is no request."""
 MOST: Final = 512
@@ -36,17 +37,23 @@ ATTEMPTS: Final = Rate(burst=10, per_second=0.1)
 log = logs.get_logger()
 
 
+class _Login(Value, frozen=True):
+    """A password that was given: its fingerprint, and when. Times are on the monotonic clock."""
+
+    fingerprint: bytes
+    began_s: float
+
+
 @dataclass(slots=True, eq=False)
 class LoginSession:
-    """One session. `opened`: for each login, by (plugin id, secret name), the fingerprint of the password used.
+    """One session. `opened`: its logins, by (plugin id, secret name); `used_s`: when a request came with it last.
 
-    `secure`: made over https, so its cookie has the `__Host-` name. Times are on the monotonic clock.
+    `secure`: made over https, so its cookie has the `__Host-` name.
     """
 
     secure: bool
-    began_s: float
     used_s: float
-    opened: dict[tuple[str, str], bytes]
+    opened: dict[tuple[str, str], _Login]
 
 
 class Sessions:
@@ -79,11 +86,11 @@ class Sessions:
     def holds(self, session: LoginSession, target: Proxied) -> bool:
         """Whether `session` is valid for `target`: not ended or expired, and the password has not changed."""
         known = session.opened.get((target.plugin_id, target.login))
-        now_s = self._clock.monotonic_s()
-        if known is None or now_s - session.began_s > LIFE_S or now_s - session.used_s > IDLE_S:
+        if known is None or not _lasts(session, known, self._clock.monotonic_s()):
             return False
         try:
-            return hmac.compare_digest(known, self._fingerprint(self._secret(target.plugin_id, target.login)))
+            value = self._secret(target.plugin_id, target.login)
+            return hmac.compare_digest(known.fingerprint, self._fingerprint(value))
         except HostError:  # the secret was unbound or deleted, or cannot be decrypted
             return False
 
@@ -118,24 +125,26 @@ class Sessions:
     def _made(self, target: Proxied, value: str, before: list[LoginSession], *, secure: bool) -> str:
         """Make a session that keeps the logins of `before`; its id is new at every login, against session fixation.
 
-        At MOST sessions the least recently used one is removed. No login passes between http and https.
+        At MOST sessions the least recently used one is removed. No login passes between http and https, and none
+        lasts longer than it would have in the session that it comes from.
         """
         now_s = self._clock.monotonic_s()
-        opened = {key: known for one in before if one.secure == secure for key, known in one.opened.items()}
-        opened[target.plugin_id, target.login] = self._fingerprint(value)
+        same = (one for one in before if one.secure == secure)
+        opened = {key: known for one in same for key, known in one.opened.items() if _lasts(one, known, now_s)}
+        opened[target.plugin_id, target.login] = _Login(self._fingerprint(value), now_s)
         while len(self._all) >= MOST:
             del self._all[min(self._all, key=lambda one: self._all[one].used_s)]
         made = secrets.token_urlsafe(32)
-        self._all[_hash(made)] = LoginSession(secure, now_s, now_s, opened)
+        self._all[_hash(made)] = LoginSession(secure, now_s, opened)
         return made
 
     def _ended(self, cookies: Iterable[tuple[str, str]]) -> list[LoginSession]:
         """End the sessions of these cookies; copies of them, for `_made`."""
         ended = [found for _, value in cookies if (found := self._all.pop(_hash(value), None)) is not None]
-        alive = [LoginSession(one.secure, one.began_s, one.used_s, dict(one.opened)) for one in ended]
+        copies = [replace(one, opened=dict(one.opened)) for one in ended]
         for one in ended:
             one.opened.clear()  # ends answers under way, which hold this object: see `holds`
-        return alive
+        return copies
 
     def _fingerprint(self, value: str) -> bytes:
         """A hash of a password, equal for equal ones while the daemon runs: its key is never stored."""
@@ -154,6 +163,11 @@ class Sessions:
                 detail=detail,
             )
         )
+
+
+def _lasts(session: LoginSession, login: _Login, now_s: float) -> bool:
+    """Whether a login of a session has not ended by itself."""
+    return now_s - login.began_s <= LIFE_S and now_s - session.used_s <= IDLE_S
 
 
 def _hash(value: str) -> bytes:

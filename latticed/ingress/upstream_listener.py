@@ -234,12 +234,25 @@ class UpstreamIngress(Ingress):
                 stream.connection.wire.abort()
 
     def _may_go_on(self, stream: _Stream) -> bool:
-        """Whether an answer may still be sent: service live, address granted, session valid, time not over."""
-        if not stream.target.live() or stream.target.pinned() is None:
+        """Whether an answer may still be sent: route still there, service live, address granted, session valid, time
+        not over.
+        """
+        if not self._is_still_routed(stream.target) or not stream.target.live() or stream.target.pinned() is None:
             return False
         if stream.session is None:
             return self._clock.monotonic_s() - stream.since_s <= PUBLIC_S
         return self._sessions.holds(stream.session, stream.target)
+
+    def _is_still_routed(self, target: Proxied) -> bool:
+        """Whether requests to the prefix of `target` go where they went when it was found, behind the same login."""
+        found = self._found(target.prefix)
+        # By what they say, since a plugin that starts again puts equal routes anew.
+        return found is not None and _route(found) == _route(target)
+
+
+def _route(target: Proxied) -> tuple[object, ...]:
+    """What two targets have in common when they are of the same route."""
+    return target.plugin_id, target.prefix, target.origin, target.login, target.public, target.token
 
 
 def _own(settings: HttpSettings) -> HttpSettings:

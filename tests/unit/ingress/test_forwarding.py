@@ -114,12 +114,27 @@ def test_service_cookie_is_restricted_to_its_prefix_or_dropped(cookie, passed):
 
 @pytest.mark.parametrize(
     ("said", "kept"),
-    [(None, "private"), ("public", "private"), ("max-age=1, S-MAXAGE=2", "private"), ("no-store", "no-store")],
+    [
+        (None, "private"),
+        ("public", "private"),
+        ("max-age=1, S-MAXAGE=2", "max-age=1, private"),
+        ("max-age=31536000, immutable", "max-age=31536000, immutable, private"),
+        ("no-cache, private", "no-cache, private"),
+        ('private="x-a, x-b", max-age=5', "max-age=5, private"),
+        ("no-store", "no-store"),
+        ("No-Store, max-age=5", "No-Store, max-age=5"),
+    ],
 )
 def test_answer_to_logged_in_user_is_marked_private(said, kept):
     """No shared cache may store it."""
     fields = [("Cache-Control", said)] if said else []
     assert dict(answered(*fields, private=True)) == {"Vary": "Cookie", "Cache-Control": kept}
+    assert answered(*fields) == fields
+
+
+def test_answer_to_logged_in_user_has_no_orders_for_caches_of_their_own_kind():
+    fields = [("CDN-Cache-Control", "max-age=60"), ("Example-Cache-Control", "public"), ("Surrogate-Control", "public")]
+    assert dict(answered(*fields, private=True)) == {"Vary": "Cookie", "Cache-Control": "private"}
     assert answered(*fields) == fields
 
 

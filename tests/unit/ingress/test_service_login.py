@@ -195,6 +195,38 @@ async def test_services_of_a_plugin_have_separate_logins(world, backend):
     assert [(await world.get(f"{PREFIX}{path}", both)).status for path in ("/x", "/admin/x")] == [200, 200]
 
 
+@pytest.mark.parametrize("hours", [2.1, 12.1])
+async def test_login_that_has_expired_does_not_come_back_with_another_login(world, backend, hours):
+    """Neither what was unused nor what was used all the time, by a login elsewhere with its old cookie."""
+    await world.secrets.set("ADMIN", passwords.make_hash("another horse", ln=10))
+    await world.secrets.bind("ADMIN", ID)
+    await world.put(path=f"{PREFIX}/admin/", target="service", origin=backend.origin, login="${secret:ADMIN}")
+    session = await world.cookie()
+    while hours > 2.1:
+        world.clock.advance(1.9 * 3_600)
+        hours -= 1.9
+        assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    world.clock.advance(hours * 3_600)
+    assert (await world.get(f"{PREFIX}/x", session)).status == 401
+    answer = await world.log_in("another horse", session, to=f"{PREFIX}/admin/")
+    new = f"Cookie: {answer.headers['set-cookie'].partition(';')[0]}"
+    assert [(await world.get(f"{PREFIX}{path}", new)).status for path in ("/x", "/admin/x")] == [401, 200]
+
+
+async def test_logins_elsewhere_do_not_make_a_login_last_longer(world, backend):
+    await world.secrets.set("ADMIN", passwords.make_hash("another horse", ln=10))
+    await world.secrets.bind("ADMIN", ID)
+    await world.put(path=f"{PREFIX}/admin/", target="service", origin=backend.origin, login="${secret:ADMIN}")
+    session = await world.cookie()
+    for _ in range(6):
+        world.clock.advance(1.9 * 3_600)
+        answer = await world.log_in("another horse", session, to=f"{PREFIX}/admin/")
+        session = f"Cookie: {answer.headers['set-cookie'].partition(';')[0]}"
+        assert (await world.get(f"{PREFIX}/x", session)).status == 200
+    world.clock.advance(1.9 * 3_600)
+    assert [(await world.get(f"{PREFIX}{path}", session)).status for path in ("/x", "/admin/x")] == [401, 200]
+
+
 # Requests from other origins.
 
 

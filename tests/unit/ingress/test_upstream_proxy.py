@@ -16,6 +16,7 @@ from tests.house import backends, ingresses, ports, raw_http, routed
 from tests.house.routed import ID, echoed
 
 PREFIX = f"/{ID}"
+PUBLIC = ["/download/*/*", "/feed", "/assets/**"]
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ async def backend():
 @pytest.fixture
 async def world(tmp_path, backend):
     async with routed.opened(tmp_path, limits=ProxyLimits(body_bytes=1 << 20, message_bytes=1 << 16)) as found:
-        await found.serve(backend, public=["/download/*/*", "/feed", "/assets/**"])
+        await found.serve(backend, public=PUBLIC)
         yield found
 
 
@@ -259,7 +260,7 @@ async def test_backend_can_set_cookies_only_below_its_route(world, session):
     assert "nameless" not in str(answer)
     async with browsing(world, session) as client, client.get(f"{PREFIX}/cookies") as found:
         assert found.headers.getall("Set-Cookie") == [f"app=1; Path={PREFIX}/; HttpOnly", f"deep=2; Path={PREFIX}/api"]
-        assert found.headers["Cache-Control"] == "private"
+        assert found.headers["Cache-Control"] == "max-age=60, private"
 
 
 @pytest.mark.parametrize(
@@ -512,6 +513,42 @@ async def test_stopping_plugin_disconnects_clients_of_its_service(world, backend
         with pytest.raises(aiohttp.ClientError):
             await stream.content.read()
     await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+async def route_deleted(world, backend):
+    await world.call(ID, "route.delete", path=f"{PREFIX}/")
+
+
+async def route_with_another_login(world, backend):
+    await world.secrets.set("OTHER", routed.KEPT)
+    await world.secrets.bind("OTHER", ID)
+    await world.put(path=f"{PREFIX}/", target="service", origin=backend.origin, login="${secret:OTHER}")
+
+
+async def route_to_another_origin(world, backend):
+    async with backends.running() as other:
+        world.plugins.origins[ID] = (backend.origin, other.origin)
+        await world.put(path=f"{PREFIX}/", target="service", origin=other.origin, login="${secret:WEB}")
+
+
+@pytest.mark.parametrize("change", [route_deleted, route_with_another_login, route_to_another_origin])
+async def test_stream_ends_with_the_route_it_came_by(world, backend, session, change):
+    """Although its login is still one, and its plugin runs on."""
+    async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
+        assert await stream.content.readuntil(b"\n\n")
+        await change(world, backend)
+        with pytest.raises(aiohttp.ClientError):
+            await stream.content.read()
+    await ingresses.until(lambda: backend.held == 0, "the backend let go")
+
+
+async def test_stream_goes_on_when_its_route_is_put_again_as_it_was(world, backend, session):
+    """As a plugin does that starts again."""
+    async with browsing(world, session) as client, client.ws_connect(f"{PREFIX}/ws") as talk:
+        await world.serve(backend, public=PUBLIC)
+        world.ingress._cut()
+        await talk.send_str("on")
+        assert await talk.receive_str() == "you said on"
 
 
 async def test_public_stream_is_cut_after_its_time_limit(tmp_path, backend):
