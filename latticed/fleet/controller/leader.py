@@ -555,11 +555,21 @@ class Leader:
             self._shared_steps.pop(key, None)
             self._tell(f"sharing {key}")
             if revision and self._lease.held:
-                await self._engine.put(key, b"", revision, ttl_s=_GONE_S)
+                await self._take_back(key, revision)
         for sha256 in bundles:
             self._tell(f"bundle {sha256}")
             if self._lease.held:
                 await self._engine.forget_bundle(sha256)
+
+    async def _take_back(self, key: str, revision: int) -> None:
+        """Have the engine keep nothing under `key` any more. EngineUnavailable, Conflict."""
+        try:
+            await self._engine.put(key, b"", revision, ttl_s=_GONE_S)
+        except Conflict:
+            # A round of ours has shared it meanwhile. Left there, it would come back at the next controller.
+            kept = await self._engine.get(key)
+            if kept is not None and kept.data:
+                await self._engine.put(key, b"", kept.revision, ttl_s=_GONE_S)
 
     async def _put_bundles(self) -> None:
         for bundle in list(self._core.bundles.values()):
