@@ -126,7 +126,7 @@ class BundleImporter:
             installer.check_held(taking.id, accepted=wanted.accept_held)
             # First that it came from no source: none calls itself its origin any more.
             await deps.ledger.write(lambda tx: rows.note_taken(tx, made), durable=True)
-            await asyncio.to_thread(deps.shelf.place, staged, taking.id)
+            await tasks.in_thread(lambda: deps.shelf.place(staged, taking.id))
         taking.passed("placed", "verified, not installed")
 
     def _known(self, taking: Import, verdict: Verified) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from latticed.bundle import decode, read
 from latticed.bundle.refusal import ARTIFACT, MANIFEST, BundleRefused
-from latticed.kit import files
+from latticed.kit import files, tasks
 from latticed.ledger import market as rows
 from latticed.market import rules
 from latticed.market.fetch import FetchProgress
@@ -104,7 +104,7 @@ class BundleInstaller:
                 self.revocations.check(taking.source.name, taking.entry.id, taking.release)
                 # First that it is known from where it came: revocations of its source must reach it.
                 await self.deps.ledger.write(lambda tx: rows.note_taken(tx, made), durable=True)
-                await asyncio.to_thread(self.deps.shelf.place, staged, wanted.id)
+                await tasks.in_thread(lambda: self.deps.shelf.place(staged, wanted.id))
             taking.passed("placed", "verified, not installed")
             return taking
 

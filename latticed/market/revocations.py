@@ -64,8 +64,10 @@ class SourceRevocations:
         ]
         if not hits:
             return
-        values = {kind: frozenset(one.value for one, _ in hits if one.kind == kind) for kind in ("plugins", "digests")}
-        await self._deps.revoke(RevocationRows(**values), source)
+        # The versions that were taken, not `id@*`: others may have come from elsewhere, where it has no say.
+        plugins = frozenset(f"{it.id}@{it.version}" for one, it in hits if one.kind == "plugins")
+        digests = frozenset(one.value for one, _ in hits if one.kind == "digests")
+        await self._deps.revoke(RevocationRows(plugins=plugins, digests=digests), source)
         shelf = self._deps.shelf
         for one, it in hits:
             if one.action == "kill" and await asyncio.to_thread(shelf.digest, it.id) == it.sha256:

@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from latticed.kit import files, trusted_files
+from latticed.kit import files, tasks, trusted_files
 from latticed.kit.clock import rfc3339
 from latticed.ledger.floors import SeenIndex
 from latticed.market import remembered
@@ -106,7 +106,7 @@ class TufFormat:
                 # Or somebody who withholds this file alone could have a host install what was taken back, for good:
                 # without it the last repository stays, whose timestamp expires.
                 await self._fetch_target(source, taken_back, staged / REVOCATIONS, max_bytes=self._index_bytes())
-            await asyncio.to_thread(self._put, staged, _encoded(repository.kept()))
+            await tasks.in_thread(lambda: self._put(staged, _encoded(repository.kept())))
         finally:
             await asyncio.to_thread(self._shelf.unstage, staged)
         return found

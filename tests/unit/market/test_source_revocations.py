@@ -1,0 +1,48 @@
+"""What a source takes back reaches what came from it, and nothing else."""
+
+from __future__ import annotations
+
+import tarfile
+import time
+
+from tests.house import bundles, in_process, indexes
+
+ID = "acme.demo"
+ACME, SOURCE = bundles.author("acme"), bundles.author("source")
+
+
+async def test_source_that_takes_back_all_versions_reaches_those_that_were_taken_of_it(tmp_path):
+    """Not the one that came from elsewhere."""
+    shelf = tmp_path / "shelf"
+    theirs = bundles.drop(shelf, "theirs", author=ACME, id=ID, version="1.0.0", artifact=bundles.ARTIFACT + b"# 1\n")
+    entry = indexes.entry(theirs, f"file://{theirs.path}/")
+    (shelf / "plugins.json").write_bytes(indexes.encoded(indexes.index(entry, signers=[SOURCE])))
+    own = bundles.drop(tmp_path, "own", author=ACME, id=ID, version="2.0.0", artifact=bundles.ARTIFACT + b"# 2\n")
+    with tarfile.open(tmp_path / "2.0.0.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in ("manifest.json", "artifact"):
+            archive.add(own.path / name, name)
+    source = f'[market.sources.local]\nurl = "file://{shelf}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
+    toml = f'[market]\nimport_dir = "{tmp_path}"\n{source}'
+    async with in_process.opened(author=ACME, toml=toml) as home:
+        assert (await home.ask("POST", "/api/market/refresh", {})).status == 200
+        assert (await home.ask("POST", "/api/market/install", {"id": ID})).status == 200
+        await home.seen(ID)
+        await home.armed(ID)
+        assert (await home.ask("POST", "/api/market/import", {"name": "2.0.0.tar"})).status == 200
+        await home.until_plugin(ID, lambda view: "candidate" in view)
+        assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {})).status == 200
+        taken_back = {
+            "schema": "latticed.market.revocations.v1",
+            "generated_at": indexes.moment(time.time() - 60),
+            "revocations": [{"plugin": f"{ID}@*", "action": "freeze"}],
+        }
+        signed = indexes.sign(taken_back, SOURCE, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
+        (shelf / "revocations.json").write_bytes(indexes.encoded(signed))
+        refreshed = await home.ask("POST", "/api/market/refresh", {})
+        assert refreshed.status == 200, refreshed
+        await home.look()
+        view = await home.plugin(ID)
+        assert (view["version"], view["runtime"]["state"]) == ("2.0.0", "armed")
+        back = await home.ask("POST", f"/api/plugins/by-id/{ID}/rollback", {})
+        assert (back.status, back.code) == (409, "plugin_revoked")
+        assert (await home.ask("POST", "/api/market/install", {"id": ID, "version": "1.0.0"})).code == "release_revoked"
