@@ -62,13 +62,18 @@ class OneShot:
         self.sandbox = spec.sandbox
         self._spec = spec
         self._running: set[asyncio.Task[Any]] = set()  # invocations under way, each with its process
+        self._described = False  # it has started
         self._stopped = False
         self._grace_s = TERM_S  # between SIGTERM and SIGKILL; `stop` may shorten it
 
     async def describe(self) -> None:
-        """Check by a `describe` call that it starts and speaks the protocol; Problem if not. The reply is ignored."""
+        """Check by a `describe` call that it starts and speaks the protocol; Problem if not. The reply is ignored.
+
+        When cancelled the process is killed without a grace period: its plugin may have been revoked meanwhile.
+        """
         with contextlib.suppress(Unrepresentable):  # it has replied, which is all that is asked for
             await self._in_time("describe", None)
+        self._described = True
 
     async def check(self) -> Checkup:
         """Ask by a `health` invocation; a plugin that is carrying out another invocation counts as healthy."""
@@ -148,6 +153,10 @@ class OneShot:
                 async with asyncio.timeout(LINGER_S):
                     await child.exited()
             return answer
+        except asyncio.CancelledError:
+            if not self._described:
+                self._grace_s = 0.0
+            raise
         finally:
             # The process first: its host calls are only cancelled once it can make no more.
             try:

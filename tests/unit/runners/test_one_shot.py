@@ -54,8 +54,7 @@ class SlowGate:
             self.going_on -= 1
 
 
-@contextlib.asynccontextmanager
-async def instance(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limits):
+async def started(root, gate, said=None, *, artifact=STAYS, sandbox=None, **limits):
     """A plugin under stdio-json-v1, where no cgroup holds it; `said` takes its lines on stderr."""
     runtime = {"protocol": "stdio-json-v1", "limits": limits, "sandbox": sandbox or {}}
     bundle = bundles.drop(root, author=bundles.author(), v2=True, artifact=artifact, runtime=runtime)
@@ -65,9 +64,15 @@ async def instance(root, gate, said=None, *, artifact=STAYS, sandbox=None, **lim
     )
     plugin = PluginToRun(id=manifest.id, identity="1" * 64, manifest=manifest)
     with read.open_bundle(bundle.path, limits=read.ReadLimits(), owners=frozenset({os.getuid()})) as pair:
-        found = await ProcessRunner(base, runner_deps.outputs(said), KeptCopies()).start(
+        return await ProcessRunner(base, runner_deps.outputs(said), KeptCopies()).start(
             plugin, pair, gate, lambda *_: None
         )
+
+
+@contextlib.asynccontextmanager
+async def instance(root, gate, said=None, **wanted):
+    """The same, until it is stopped."""
+    found = await started(root, gate, said, **wanted)
     try:
         yield found
     finally:
@@ -163,3 +168,24 @@ async def test_stop_after_reply_cancels_running_host_calls(tmp_path, monkeypatch
         with pytest.raises(Problem) as refused:
             await asking
         assert refused.value.code == "plugin_gone"
+
+
+NEVER_DESCRIBES = b"""#!/usr/bin/env python3
+import signal, sys, time
+
+signal.signal(signal.SIGTERM, lambda *_: print("told to end", file=sys.stderr, flush=True))
+print("here", file=sys.stderr, flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+async def test_start_that_is_cancelled_kills_the_process_without_a_grace_period(tmp_path):
+    """A plugin may be revoked while it starts: its code gets no time to act."""
+    said = []
+    starting = asyncio.ensure_future(started(tmp_path, SlowGate(), said, artifact=NEVER_DESCRIBES))
+    await in_process.until(lambda: said, "here")
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert [line for _, line in said] == ["here"]
