@@ -13,6 +13,7 @@ import pytest
 
 from latticed.bundle import decode, read
 from latticed.model.errors import Problem
+from latticed.model.runtime import Health
 from latticed.runners import one_shot
 from latticed.runners.child_spawner import ChildSpawner
 from latticed.runners.contract import PluginToRun
@@ -168,6 +169,30 @@ async def test_stop_after_reply_cancels_running_host_calls(tmp_path, monkeypatch
         with pytest.raises(Problem) as refused:
             await asking
         assert refused.value.code == "plugin_gone"
+
+
+UNWELL = b"""#!/usr/bin/env python3
+import json, sys, time
+
+action = json.loads(sys.stdin.readline())["action"]
+while action == "hang":
+    print("hangs", file=sys.stderr, flush=True)
+    time.sleep(1000)
+print(json.dumps({"ok": action != "health", "message": "broken"}))
+"""
+
+
+async def test_health_is_asked_while_an_invocation_is_under_way(tmp_path):
+    """By a process of its own: else a plugin that hangs, or is always at work, would never be found unhealthy."""
+    said = []
+    async with instance(tmp_path, SlowGate(), said, artifact=UNWELL, invoke_timeout_s=30) as plugin:
+        hanging = asyncio.ensure_future(plugin.invoke("hang", None))
+        await in_process.until(lambda: said, "hangs")
+        found = await plugin.check()
+        assert (found.health, found.message, hanging.done()) == (Health.UNHEALTHY, "broken", False)
+        await plugin.stop(0)
+        with pytest.raises(Problem):
+            await hanging
 
 
 NEVER_DESCRIBES = b"""#!/usr/bin/env python3
