@@ -56,6 +56,14 @@ class ByteBucket:
         self._left = min(self._left + (now_s - self._at_s) * self._rate.per_second, self._rate.burst) - size
         self._at_s = now_s
 
+    def take(self, size: int, now_s: float) -> bool:
+        """Take `size` bytes if there are as many at the monotonic time `now_s`; whether there were."""
+        self.spend(0, now_s)
+        if self._left < size:
+            return False
+        self._left -= size
+        return True
+
     @property
     def pause_s(self) -> float:
         """The seconds, counted from the last `spend`, after which reading may go on; 0 when it need not pause."""

@@ -24,9 +24,14 @@ LAST_WORDS_CHARACTERS: Final = 200
 """How much of the last line is quoted in the message about a child's end."""
 RATE: Final = Rate(per_second=64 << 10, burst=1 << 20)
 """How much of an instance's stderr is read: bytes a second on average, and bytes at once after a pause."""
+RATE_OF_CALLS: Final = Rate(per_second=64 << 10, burst=4 << 20)
+"""How much of the stderr of all invocations of a plugin is kept, with `_ROW_BYTES` for each line: health checks alone
+could fill the log otherwise. At once it is four times what one invocation may write, so that its usual lines fit.
+"""
 LINES_A_TURN: Final = 64
 """Lines of one child handled before yielding to the event loop: a pipe holds tens of thousands of short ones."""
 _ROW_BYTES: Final = 100  # what a line costs besides its text
+_EMPTY_BYTES: Final = 16  # what an empty one does, which is no entry but takes time
 
 
 class OutputLine(Value, frozen=True, kw_only=True):
@@ -92,6 +97,7 @@ class Outputs:
         self._clock = clock
         self._log_line = log_line
         self._rings: dict[str, Ring] = {}
+        self._calls: dict[str, ByteBucket] = {}
 
     def ring(self, plugin_id: str) -> Ring:
         """The ring of a plugin, created at the first use."""
@@ -102,6 +108,7 @@ class Outputs:
     def forget(self, plugin_id: str) -> None:
         """Drop a plugin's ring, with its lines."""
         self._rings.pop(plugin_id, None)
+        self._calls.pop(plugin_id, None)
 
     def say(self, plugin_id: str, stream: str, line: str) -> None:
         """Keep a line of another stream: `log` (log.write) or `daemon` (the daemon's own remarks)."""
@@ -119,17 +126,22 @@ class Outputs:
         return Stderr(self, plugin_id, whole_bytes=None)
 
     def stderr_of_call(self, plugin_id: str, *, whole_bytes: int) -> Stderr:
-        """A protocol that reads the stderr of one invocation; what is beyond `whole_bytes` is dropped with
-        a warning.
+        """A protocol that reads the stderr of one invocation; what is beyond `whole_bytes`, or beyond RATE_OF_CALLS for
+        all invocations of the plugin, is dropped with a warning.
         """
         return Stderr(self, plugin_id, whole_bytes=whole_bytes)
+
+    def of_calls(self, plugin_id: str) -> ByteBucket:
+        """What all invocations of a plugin may write, as far as it is left."""
+        return self._calls.setdefault(plugin_id, ByteBucket(RATE_OF_CALLS))
 
 
 class Stderr(asyncio.Protocol):
     """Cuts the stderr of a child into lines, makes them safe to show and passes them on. `last` is its newest line.
 
     With `whole_bytes` None it is read only as fast as RATE allows, so that the plugin blocks; otherwise all is read,
-    and only the first `whole_bytes` are kept. Lines are cut at LINE_CHARACTERS bytes.
+    and only the first `whole_bytes` are kept, and the first lines that RATE_OF_CALLS allows. Lines are cut at
+    LINE_CHARACTERS bytes.
     """
 
     def __init__(self, outputs: Outputs, plugin_id: str, *, whole_bytes: int | None) -> None:
@@ -137,11 +149,13 @@ class Stderr(asyncio.Protocol):
         self._outputs = outputs
         self._plugin_id = plugin_id
         self._whole_bytes = whole_bytes
-        self._taken = 0  # bytes that have come, with those that were dropped
+        self._left_bytes = whole_bytes or 0
+        self._over = False  # what comes now is dropped
+        self._dropped = b""  # the last line of that
         self._held = b""  # what came and is not cut into lines yet
         self._rest = bytearray()  # the beginning of the current line
         self._cut = False  # the current line was longer than it may be
-        self._allowance = ByteBucket(RATE)
+        self._allowance = ByteBucket(RATE) if whole_bytes is None else outputs.of_calls(plugin_id)
         self._transport: asyncio.ReadTransport | None = None
         self._later: asyncio.Handle | None = None
         self._paused = False
@@ -177,7 +191,7 @@ class Stderr(asyncio.Protocol):
 
     def words(self) -> str:
         """The last line, as the end of a sentence about how the child ended; empty when there is none."""
-        rest = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
+        rest = text.sanitise((self._dropped or self._rest).decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
         last = text.clip(rest or self.last, LAST_WORDS_CHARACTERS)
         return f"; it said last: {last}" if last else ""
 
@@ -209,8 +223,12 @@ class Stderr(asyncio.Protocol):
                 self._held = b""
                 return True
             self._put(self._held[start:end])
-            self._line()
             start = end + 1
+            if not self._line():
+                if not self._dropped:  # else later ones were dropped before
+                    self._drop(self._held[start:])
+                self._held = b""
+                return True
         self._held = self._held[start:]
         return not self._held
 
@@ -220,8 +238,8 @@ class Stderr(asyncio.Protocol):
         self._rest += piece[:room]
         self._cut = self._cut or len(piece) > room
 
-    def _line(self) -> None:
-        """The current line is complete: pass it on, unless it is empty."""
+    def _line(self) -> bool:
+        """The current line is complete: pass it on, unless it is empty. False when RATE_OF_CALLS does not allow it."""
         line = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS - 1)
         if self._cut:
             line += "…"
@@ -229,17 +247,33 @@ class Stderr(asyncio.Protocol):
         self._cut = False
         if line:
             self.last = line
+        if self._whole_bytes is not None:
+            cost = len(line) + _ROW_BYTES if line else _EMPTY_BYTES
+            if not self._allowance.take(cost, asyncio.get_running_loop().time()):
+                self._give_up("more on stderr than is kept of all invocations of a plugin")
+                return False
+        if line:
             self._outputs.heard(self._plugin_id, line)
+        return True
 
     def _within(self, data: bytes) -> bytes:
-        """The part of `data` within the invocation's limit."""
-        assert self._whole_bytes is not None  # noqa: S101 - for the type
-        room = self._whole_bytes - self._taken
-        self._taken += len(data)
-        if 0 <= room < len(data):  # once: afterwards `room` is negative
-            warning = f"more than {self._whole_bytes} bytes on stderr in one invocation: the rest is not kept"
-            self._outputs.say(self._plugin_id, "daemon", warning)
-        return data[: max(room, 0)]
+        """The part of `data` within the invocation's limit; the rest is dropped."""
+        kept = b"" if self._over else data[: self._left_bytes]
+        self._left_bytes -= len(kept)
+        if len(kept) < len(data):
+            self._give_up(f"more than {self._whole_bytes} bytes on stderr in one invocation")
+            self._drop(data[len(kept) :])
+        return kept
+
+    def _give_up(self, why: str) -> None:
+        """Drop what comes from now on, with one warning."""
+        if not self._over:
+            self._over = True
+            self._outputs.say(self._plugin_id, "daemon", f"{why}: the rest is not kept")
+
+    def _drop(self, data: bytes) -> None:
+        """Keep nothing of `data` but its last line, which may tell why a process ended (`words`)."""
+        self._dropped = data.rstrip(b"\n").rpartition(b"\n")[2][:LINE_CHARACTERS] or self._dropped
 
     def _go_on(self) -> None:
         """Read again, once the allowance has refilled; nothing if the pipe was closed meanwhile."""

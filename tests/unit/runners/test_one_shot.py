@@ -214,3 +214,20 @@ async def test_start_that_is_cancelled_kills_the_process_without_a_grace_period(
     with pytest.raises(asyncio.CancelledError):
         await starting
     assert [line for _, line in said] == ["here"]
+
+
+FLOODS = b"""#!/usr/bin/env python3
+import json, sys
+
+json.loads(sys.stdin.readline())
+sys.stderr.write("a\\n" * (1 << 19))
+print(json.dumps({"ok": True}))
+"""
+
+
+async def test_flood_of_short_lines_is_bounded_over_all_invocations_of_a_plugin(tmp_path):
+    """Each is an entry of the log, and health checks alone may come each second."""
+    said = []
+    async with instance(tmp_path, SlowGate(), said, artifact=FLOODS, invoke_timeout_s=30) as plugin:
+        assert (await plugin.check()).health is Health.HEALTHY
+    assert 0 < len(said) < 100_000, "of a million in the two invocations"

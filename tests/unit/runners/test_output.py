@@ -95,3 +95,35 @@ async def test_closing_drops_all_but_one_turns_lines():
         transport.close()
         assert await most_in_a_turn(told, over) <= 2 * output.LINES_A_TURN
     assert len(told) < 10 * output.LINES_A_TURN
+
+
+async def test_lines_of_invocations_are_held_to_one_allowance_of_their_plugin(monkeypatch):
+    """Short lines count as entries of the log. What is beyond it is dropped, with one warning for an invocation."""
+    monkeypatch.setattr(output, "RATE_OF_CALLS", Rate(per_second=1e-6, burst=5_000))
+    told = []
+    outputs = runner_deps.outputs(told)
+    last = []
+    for plugin_id in ("acme.demo", "acme.demo", "acme.other"):
+        stderr = outputs.stderr_of_call(plugin_id, whole_bytes=1 << 20)
+        async with hearing(stderr, b"x\n" * 1_000 + b"the reason\n") as (_, over):
+            await over.wait()
+        last.append(stderr.words())
+    by_plugin = [sum(plugin_id == one for one, _ in told) for plugin_id in ("acme.demo", "acme.other")]
+    assert by_plugin == [49, 49]  # of 101 characters each
+    assert last == ["; it said last: the reason"] * 3
+    warnings = [line.text for line in outputs.ring("acme.demo").lines if line.stream == "daemon"]
+    assert len(warnings) == 2
+    assert all("the rest is not kept" in warning for warning in warnings)
+
+
+async def test_usual_lines_of_an_invocation_are_kept_up_to_its_limit():
+    """1 MiB of them: the plugin's allowance is for lines that are far shorter."""
+    told, lines = [], (1 << 20) // 64
+    outputs = runner_deps.outputs(told)
+    stderr = outputs.stderr_of_call("acme.demo", whole_bytes=1 << 20)
+    for _ in range(lines):
+        stderr.data_received(b"x" * 63 + b"\n")
+    assert len(told) == lines
+    stderr.data_received(b"more\n")
+    assert len(told) == lines
+    assert "more than 1048576 bytes" in outputs.ring("acme.demo").lines[-1].text
