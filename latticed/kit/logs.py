@@ -175,7 +175,8 @@ class _Queued:
         self._outgoing = outgoing
 
     def put(self, entry: Mapping[str, Any]) -> None:
-        self._outgoing.writer.put(self._outgoing.encode(entry))
+        of_plugins = entry["event"] in rendering.OF_PLUGINS
+        self._outgoing.writer.put(self._outgoing.encode(entry), of_others=of_plugins)
 
 
 class _Memory:

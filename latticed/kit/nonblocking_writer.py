@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CAPACITY_BYTES: Final = 512 << 10
-"""How many bytes of entries may wait; one entry of any size may always wait alone."""
+"""How many bytes of entries may wait, half of it of what others write; one entry of any size may always wait alone."""
 CLOSE_S: Final = 0.5
 """How long, in seconds, `close` waits for entries that were put, so that stopping is not delayed."""
 
@@ -38,6 +38,7 @@ class NonBlockingWriter:
         self._waiting: collections.deque[bytes] = collections.deque()
         self._waiting_bytes = 0
         self._overflowed = 0  # entries that came while the queue was full, since it was last empty
+        self._ours_overflowed = False  # and some of them were not of others
         self._failed = 0  # entries that `write` refused, since it last took one
         self._idle = True
         self._closed = False
@@ -45,13 +46,19 @@ class NonBlockingWriter:
         self._thread = threading.Thread(target=self._run, name="latticed-log", daemon=True)
         self._thread.start()
 
-    def put(self, entry: bytes) -> None:
-        """Have `entry` written, or drop it; never waits. From any thread."""
+    def put(self, entry: bytes, *, of_others: bool = False) -> None:
+        """Have `entry` written, or drop it; never waits. From any thread.
+
+        Those `of_others` leave half of the capacity to the rest: whoever causes them cannot have the rest dropped.
+        """
         with self._changed:
+            capacity = self._capacity_bytes // 2 if of_others else self._capacity_bytes
             # Not full while nothing waits: an entry larger than the capacity is written too.
-            full = self._waiting and self._waiting_bytes + len(entry) > self._capacity_bytes
-            if self._closed or self._overflowed or full:
-                self._overflowed += 1  # all of them until the queue is empty: one gap, not many
+            full = self._waiting and self._waiting_bytes + len(entry) > capacity
+            # All of a kind until the queue is empty: one gap, not many.
+            if self._closed or full or (self._overflowed if of_others else self._ours_overflowed):
+                self._overflowed += 1
+                self._ours_overflowed |= not of_others
                 self.dropped += 1
             else:
                 self._waiting.append(entry)
@@ -100,6 +107,7 @@ class NonBlockingWriter:
             # Empty again: now the entries that found it full are reported, as one gap.
             if not self._waiting:
                 self._failed, self._overflowed = self._failed + self._overflowed, 0
+                self._ours_overflowed = False
                 return b""
             entry = self._waiting.popleft()
             self._waiting_bytes -= len(entry)

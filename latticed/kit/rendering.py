@@ -27,6 +27,8 @@ IDENTIFIER: Final = "latticed"
 
 PLUGIN_LINE: Final = "plugin_wrote"
 """The event of a plugin's own output: in the journal it is under an identifier of its own."""
+OF_PLUGINS: Final = (PLUGIN_LINE, "plugin_said")
+"""The events of what plugins write themselves, on stderr and by log.write."""
 
 PRIORITIES: Final = {"debug": "7", "info": "6", "warning": "4", "error": "3", "critical": "2"}
 """Levels as syslog priorities (RFC 5424, section 6.2.1)."""

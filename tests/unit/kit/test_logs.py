@@ -163,6 +163,23 @@ def test_logging_to_unread_pipe_loses_entries_without_blocking():
         assert json.loads(reader.readline())["event"] == "flows_again"
 
 
+def test_lines_of_plugins_leave_room_in_the_queue_for_the_daemons_own_entries():
+    """However fast plugins write: what is dropped of theirs is counted, and said once it flows again."""
+    read, write = os.pipe()
+    with open(read, "rb") as reader, open(write, "w", encoding="utf-8") as pipe:
+        logs.configure(stream=pipe, environ={})
+        before = logs.dropped()
+        for number in range(100):
+            for _ in range(50):
+                logs.plugin_line("acme.demo", "x" * 100)
+            logs.get_logger().info("audit_head_signed", seq=number)
+        lost = logs.dropped() - before
+        assert 0 < lost < 5_000
+        kept = [json.loads(reader.readline()) for _ in range(5_100 - lost + 1)]
+        assert [one["seq"] for one in kept if one["event"] == "audit_head_signed"] == list(range(100))
+        assert (kept[-1]["event"], kept[-1]["entries"]) == ("log_dropped", lost)
+
+
 def test_log_entry_larger_than_the_queue_is_written(tmp_path):
     """The queue is empty otherwise."""
     before = logs.dropped()
