@@ -30,6 +30,16 @@ MOST_WINDOWS: Final = 10_000
 """The newest ones are kept. A repeat whose window is gone is sent at once."""
 _DUE: Final = "(next_at <= ? OR next_at > ?)"
 """Bound to now and to now plus LONGEST_HOLD_US."""
+_SURPLUS: Final = """
+SELECT item FROM (
+    SELECT item, urgent, deliveries.seq AS seq,
+        row_number() OVER (PARTITION BY plugin_id ORDER BY urgent DESC, deliveries.seq DESC) AS place
+    FROM deliveries JOIN notifications ON id = item WHERE state = 'waiting' AND channel = ?
+) ORDER BY place DESC, urgent, seq LIMIT ?
+"""
+"""Which rows of a channel go first; bound to the channel and to how many. `place`: 1 for the newest of its sender, and
+so on: by that a sender pushes out its own alone, however many it has and whatever severity it gives them.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,13 +279,15 @@ def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> int:
 
 
 def trim(tx: Transaction, most: int, *, now_us: int) -> dict[str, int]:
-    """Fail the oldest of what waits for a channel, where that is more than `most`; returns how many, by channel."""
+    """Fail some of what waits for a channel, where that is more than `most`; returns how many, by channel.
+
+    What the sender with the most waiting there has goes first, its oldest first and what is critical last.
+    """
     found: dict[str, int] = {}
     for name in _column(tx, "SELECT name FROM channels", ()):
         over = tx.execute("SELECT count(*) FROM deliveries WHERE state = 'waiting' AND channel = ?", (name,)).get - most
         if over > 0:
-            oldest = "SELECT item FROM deliveries WHERE state = 'waiting' AND channel = ? ORDER BY urgent, seq LIMIT ?"
-            for item in _column(tx, oldest, (name, over)):
+            for item in _column(tx, _SURPLUS, (name, over)):
                 _end(
                     tx, item, name, "failed", now_us=now_us, code="overflow", reason="too many waited for this channel"
                 )

@@ -42,14 +42,20 @@ def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> dict[str, int]:
 
 
 def retain(tx: Transaction, *, before_us: int, most: int) -> int:
-    """Remove items that ended before `before_us`, and all ended ones but the `most` newest; returns how many."""
+    """Remove items that ended before `before_us`, and of more than `most` ended ones those of the sender with the most,
+    its oldest first; returns how many.
+    """
     tx.execute("DELETE FROM notifications WHERE status IN ('done', 'failed') AND updated_at < ?", (before_us,))
     removed = tx.changes()
+    over = tx.execute("SELECT count(*) FROM notifications WHERE status IN ('done', 'failed')").get - most
+    if over <= 0:
+        return removed
     tx.execute(
-        "DELETE FROM notifications WHERE seq IN (SELECT seq FROM notifications WHERE status IN ('done', 'failed')"
-        # SQLite knows OFFSET only after LIMIT; a negative limit is none.
-        " ORDER BY updated_at DESC, seq DESC LIMIT -1 OFFSET ?)",
-        (most,),
+        "DELETE FROM notifications WHERE seq IN (SELECT seq FROM (SELECT seq, updated_at,"
+        # `place` is 1 for the newest of its sender, so that one with many pushes out its own alone.
+        " row_number() OVER (PARTITION BY plugin_id ORDER BY updated_at DESC, seq DESC) AS place"
+        " FROM notifications WHERE status IN ('done', 'failed')) ORDER BY place DESC, updated_at, seq LIMIT ?)",
+        (over,),
     )
     return removed + tx.changes()
 

@@ -282,7 +282,7 @@ class NotifySettings:
     keep_days: int = _setting(7, low=0, high=365)
     """Days that delivered and failed notifications are kept."""
     keep_items: int = _setting(10_000, low=0, high=1_000_000)
-    """Most delivered and failed notifications that are kept."""
+    """Most delivered and failed notifications that are kept; of more, the sender with the most loses its oldest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

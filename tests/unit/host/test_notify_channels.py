@@ -42,9 +42,9 @@ class Fixture:
         self.queue = NotificationQueue(ledger, clock=clock, settings=wanted, roll=lambda: 0.5)
         self.channels = ChannelKeeper(ledger, self.queue, clock=clock, roll=lambda: 0.5)
 
-    async def planned(self, *channels, **row):
+    async def planned(self, *channels, sender="acme.demo", **row):
         """Queue an item and hand it over to these channels; its id."""
-        accepted = await self.queue.accept("acme.demo", NotificationRow(**{"title": "t", **row}))
+        accepted = await self.queue.accept(sender, NotificationRow(**{"title": "t", **row}))
         item = await self.queue.take()
         assert item.id == accepted.id
         planned = [Planned(channel=one) if isinstance(one, str) else one for one in channels]
@@ -230,6 +230,24 @@ async def test_what_waits_too_long_or_is_too_much_fails(ledger, clock):
     await kept.queue.sweep()
     await kept.channels.sweep()
     assert [(await kept.status(one))[1] for one in items] == ["overflow"] * 2 + ["gave_up"] * 3
+
+
+async def test_sender_with_the_most_waiting_for_a_channel_pushes_out_its_own_alone(ledger, clock):
+    """However urgent it says they are: what others sent before stays, and of its own the newest."""
+    kept = Fixture(ledger, clock, plugin_items=10, total_items=20)
+    others = [await kept.planned("dead", sender=f"acme.{name}") for name in ("backup", "backup", "sshd")]
+    flood = [await kept.planned("dead", sender="acme.flood", severity="critical") for _ in range(40)]
+    await kept.channels.sweep()
+    assert [(await kept.status(one))[0] for one in others] == ["delivering"] * 3
+    assert [(await kept.status(one))[:2] for one in flood] == [("failed", "overflow")] * 23 + [("delivering", "")] * 17
+
+
+async def test_of_one_sender_what_is_critical_is_left_out_last(ledger, clock):
+    kept = Fixture(ledger, clock, total_items=2)
+    severities = ("critical", "info", "critical", "info")
+    items = [await kept.planned("dead", severity=one) for one in severities]
+    await kept.channels.sweep()
+    assert [(await kept.status(one))[1] for one in items] == ["", "overflow", "", "overflow"]
 
 
 def windows(kept):

@@ -175,6 +175,17 @@ def test_retention_keeps_newest_ended_notifications(tx):
     assert [item.id for item in upkeep.page(tx)] == [waiting, ended[4], ended[3]]
 
 
+def test_sender_of_many_notifications_pushes_out_its_own_ended_ones_alone(tx):
+    """Else one plugin could have those of all others forgotten, and with them what was a repeat."""
+    theirs = accept(tx, B, dedupe="x").id
+    mine = [accept(tx, A).id for _ in range(9)]
+    for number, item_id in enumerate([theirs, *mine]):
+        rows.finish(tx, item_id, "done", now_us=number)
+    assert upkeep.retain(tx, before_us=0, most=4) == 6
+    assert [item.id for item in upkeep.page(tx)] == [*reversed(mine[-3:]), theirs]
+    assert accept(tx, B, dedupe="x").duplicate
+
+
 def test_notification_pages_and_prune_filter_by_status_and_plugin(tx):
     """Pages are newest first; queued ones are pruned only when their status is named."""
     mine, theirs = [accept(tx, A).id for _ in range(3)], [accept(tx, B).id for _ in range(2)]
