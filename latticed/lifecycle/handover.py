@@ -1,9 +1,12 @@
-"""What happens to a plugin's rows in the ledger when its id is forgotten or taken over by another publisher."""
+"""What happens to a plugin's rows in the ledger when its id is forgotten or taken over by another publisher, and to
+approvals when an older ledger comes back.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from latticed.host.task import steps
 from latticed.ledger import (
     audit_horizon,
     configs,
@@ -92,6 +95,16 @@ def set_aside_lost(tx: Transaction, before: Record | None, after: Record) -> Non
     """
     if before is not None and (swap := set_aside(before, after)) is not None:
         swap(tx)
+
+
+def withdraw_approvals(tx: Transaction) -> None:
+    """After a loss: take back the approvals of tasks that have not begun.
+
+    Each may have run since, or been cancelled, and an approval is good for one run.
+    """
+    reason = "what was decided since is lost: it may have run already"
+    for plugin_id in sorted({task.plugin_id for task in tasks.of_state(tx, "approved")}):
+        steps.withdraw(tx, plugin_id, reason=reason)
 
 
 def _clear(tx: Transaction, plugin_id: str) -> None:

@@ -207,12 +207,13 @@ class _Restore:
         revoked: list[revocations.RevocationRows] = []
         sealed: Counter[str] = Counter()
 
-        # In the same transaction: the event, the stricter records, and the revocations of both states.
+        # In the same transaction: the event, the stricter records, the approvals and revocations.
         def change(tx: Transaction) -> None:
             tx.append_audit(self._event(report, sha256, present))
             for record in changed:
                 records.put(tx, record)
                 handover.set_aside_lost(tx, before.get(record.id), record)
+            handover.withdraw_approvals(tx)
             revocations.remember(tx, kept.revoked, now_us=self._now_us)
             revoked.append(revocations.load(tx))
             sealed.update(row.key_id for row in sealed_values.load_all(tx))

@@ -57,6 +57,8 @@ async def merge(
         for record in changed:
             rows.put(tx, record)
             handover.set_aside_lost(tx, before.get(record.id), record)
+        if behind:
+            handover.withdraw_approvals(tx)
         revocations.remember(tx, kept.revoked, now_us=now_us)
 
     # Essential: tightening must not fail because the disk is full.
