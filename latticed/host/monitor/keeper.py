@@ -16,6 +16,7 @@ from latticed.ledger import monitors as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model import restart
 from latticed.model.errors import Problem
+from latticed.processes import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -142,7 +143,9 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         at, started_s = self._clock.wall_us(), self._clock.monotonic_s()
         result = await self._check(one.spec, rights)
         took_us = round((self._clock.monotonic_s() - started_s) * 1_000_000)
-        await self._record(one, replace(result, at=at, took_us=took_us))
+        # Whole: the write is not cancelled with its caller, and without what follows it the next result would be judged
+        # by a state that the row has no more, so that an alert is repeated or lost.
+        await waiting.uncancelled(self._record(one, replace(result, at=at, took_us=took_us)))
 
     async def _record(self, one: WatchedTarget, result: Result) -> None:
         """Write a result, the state and the alert that follow from it in one transaction.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -522,6 +523,34 @@ async def test_failed_write_of_a_result_loses_no_alert(here, found, monkeypatch)
     await here.ledger.write(lambda tx: tx.execute("ALTER TABLE aside RENAME TO monitor_results"))
     await here.round_of("web")
     assert await here.alerts() == [("web is down", "critical")]
+
+
+@pytest.mark.parametrize(("before", "after"), [(UP, DOWN), (DOWN, UP)], ids=["down", "up"])
+async def test_plugin_disabled_while_a_result_is_being_written_gets_each_alert_once(here, found, before, after):
+    """The disk is slow: the result and its alert are on disk later, and the next result is judged by them."""
+    found.found["web.example:1"] = before
+    await here.put("web")
+    await here.round_of("web")
+    told = await here.alerts()
+    disk = threading.Event()
+    slow = asyncio.create_task(here.ledger.write(lambda _: disk.wait(DEADLINE_S)))
+    await asyncio.sleep(0)  # queued before the result
+    found.found["web.example:1"] = after
+    checks = len(found.started)
+    while len(found.started) == checks or found.running:
+        await here.pass_s(0.5, settled=False)
+    assert here.monitors.get("acme.a", "web").busy
+    rights = here.allowed.pop("acme.a")
+    here.monitors.recheck("acme.a")
+    drained = asyncio.create_task(here.monitors.drained("acme.a"))
+    await asyncio.sleep(0)  # the check has been told to end
+    disk.set()
+    await asyncio.gather(slow, drained)
+    here.allowed["acme.a"] = rights
+    assert here.monitors.get("acme.a", "web").status.state == after.outcome
+    await here.pass_s(70)
+    title = f"web is {after.outcome}"
+    assert [one for one, _ in await here.alerts()] == [*(one for one, _ in told), title]
 
 
 # With real targets.
