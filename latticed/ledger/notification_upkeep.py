@@ -76,6 +76,11 @@ def prune(
     return removed
 
 
+def forget_words(tx: Transaction, plugin_id: str) -> None:
+    """No later message of this id is a duplicate of one that is kept: it may be another publisher's."""
+    tx.execute("UPDATE notifications SET dedupe = '' WHERE plugin_id = ? AND dedupe <> ''", (plugin_id,))
+
+
 def page(
     conn: RowReader,
     *,

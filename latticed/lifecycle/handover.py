@@ -74,6 +74,8 @@ def set_aside(before: Record, after: Record) -> Callable[[Transaction], None] | 
         audit_horizon.draw(tx, before.id)
         # Not sent yet: the new publisher must not be taken for their sender.
         notification_upkeep.prune(tx, statuses=("queued", "delivering"), plugin_id=before.id)
+        # The rest stays for operators: it makes nothing that the new publisher sends a repeat.
+        notification_upkeep.forget_words(tx, before.id)
         _clear(tx, before.id)
 
     return swap

@@ -17,7 +17,7 @@ ID = "acme.demo"
 URL = f"/api/plugins/by-id/{ID}"
 SECRET = "/api/secrets/TOKEN"
 ACME, RIVAL = bundles.author("acme"), bundles.author("rival")
-CAPABILITIES = ["kv:read", "kv:write", "monitor:admin", "monitor:read"]
+CAPABILITIES = ["kv:read", "kv:write", "monitor:admin", "monitor:read", "notify:send"]
 FIELDS = {
     "id": ID,
     "type": "system",
@@ -102,3 +102,20 @@ async def test_loss_of_a_takeover_leaves_to_each_publisher_its_own(tmp_path, way
         assert await reached(home, rivals) == of_rival
         back = await reached(home, await takes_over(home, ACME, "4.0.0"))
         assert back == {**of_acme, "monitors": []}
+
+
+async def test_words_of_a_publishers_notifications_make_none_of_the_next_ones_a_repeat(tmp_path):
+    """It would not be sent, and tell what the one before had sent."""
+    async with in_process.opened(tmp_path, **HOW) as home:
+        home.drop("rival", author=RIVAL, version="1.0.0", **FIELDS)
+        rivals = await home.armed(ID, accept=("monitor:admin",))
+        said = {"title": "of rival", "dedupe": "login-1"}
+        first = await rivals.call("notify.send", **said)
+        queue = home.app.api.notifications
+        await queue.done((await queue.take()).id)
+        assert (await rivals.call("notify.send", **said))["duplicate"]
+        acmes = await takes_over(home, ACME, "2.0.0")
+        second = await acmes.call("notify.send", title="of acme", dedupe="login-1")
+        assert (second["duplicate"], second["id"] == first["id"]) == (False, False)
+        assert (await queue.take()).title == "of acme"
+        assert {one.title for one in await queue.page()} == {"of rival", "of acme"}, "the operator still sees both"
