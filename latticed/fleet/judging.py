@@ -115,9 +115,10 @@ class Unchanged(Struct, frozen=True, kw_only=True):
 
 
 class Carried(Struct, frozen=True, kw_only=True):
-    """An invocation that is to be carried out, once the state with its nonce is kept."""
+    """An invocation that may be carried out, once the state with its nonce is kept. `operator`: whose key signed it."""
 
     invocation: Invocation
+    operator: str
 
 
 Verdict = TakenUp | Unchanged | Refusal
@@ -169,7 +170,17 @@ def judge_invocation(state: NodeState, data: bytes, *, now_s: int) -> tuple[Node
     except _No as no:
         return state, no.refused
     kept = {**live, wanted.nonce: wanted.expires}
-    return msgspec.structs.replace(state, nonces=kept, spent=spent), Carried(invocation=wanted)
+    return msgspec.structs.replace(state, nonces=kept, spent=spent), Carried(invocation=wanted, operator=signed.key)
+
+
+def why_not_begun(state: NodeState, carried: Carried, *, now_s: int) -> Refusal | None:
+    """Why an invocation that counted when it came, and waited for its turn, is not begun now; None when it is."""
+    try:
+        _check_operator(state, carried.operator)
+        _check_unexpired("invocation_expired", carried.invocation.expires, now_s)
+    except _No as no:
+        return no.refused
+    return None
 
 
 def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> tuple[NodeState, Verdict]:
@@ -278,12 +289,16 @@ def _certified(state: NodeState, data: bytes) -> NodeState:
 def _by_operator(state: NodeState, data: bytes, kind: type[documents.D]) -> Signed:
     """A document of this fleet that a pinned operator signed who is not revoked; _No."""
     signed = _read(data, kind)
-    if signed.key not in state.operators:
-        raise _No("operator_unknown", "the signature of an operator whom this node knows", f"one by {signed.key}")
-    if signed.key in state.revoked:
-        raise _No("operator_revoked", "the signature of an operator who is not revoked", f"one by {signed.key}")
+    _check_operator(state, signed.key)
     _check_fleet(state, signed.document.fleet)
     return signed
+
+
+def _check_operator(state: NodeState, key: str) -> None:
+    if key not in state.operators:
+        raise _No("operator_unknown", "the signature of an operator whom this node knows", f"one by {key}")
+    if key in state.revoked:
+        raise _No("operator_revoked", "the signature of an operator who is not revoked", f"one by {key}")
 
 
 def _read(data: bytes, kind: type[documents.D]) -> Signed:

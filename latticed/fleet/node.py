@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from latticed.fleet import documents
-    from latticed.fleet.documents import EnrolmentToken, Invocation
+    from latticed.fleet.documents import EnrolmentToken
     from latticed.fleet.kept_state import KeptState
 
 RECONCILE_S: Final = 60.0
@@ -117,7 +117,7 @@ class FleetNode:
         self._unkept: bytes | None = None  # a desired document that the disk did not take
         self._said_s, self._steady_s = float(kept.said_s()), time.clock_gettime(time.CLOCK_BOOTTIME)
         self._refusal = ("", "")  # code and reason of the newest desired document, if it does not count
-        self._invoked: queue.Queue[tuple[int, Invocation]] = queue.Queue(_WAITING)
+        self._invoked: queue.Queue[tuple[int, judging.Carried]] = queue.Queue(_WAITING)
 
     def received(self, message: messages.ToNode) -> None:
         """Take a message of the link; what follows from it is done by `work` and `invoke`. OSError when it cannot be
@@ -162,8 +162,8 @@ class FleetNode:
         """Carry out invocations, one after the other; until `stop`."""
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Empty):
-                number, wanted = self._invoked.get(timeout=0.5)
-                self._carry_out(number, wanted)
+                number, carried = self._invoked.get(timeout=0.5)
+                self._carry_out(number, carried)
 
     def follow(self) -> None:
         """Tell the daemon's decisions; until `stop`."""
@@ -245,18 +245,24 @@ class FleetNode:
             if self._invoked.full():
                 return  # its nonce is not spent: it may be sent again
             self._kept.keep(after)
-            self._invoked.put_nowait((message.number, verdict.invocation))
+            self._invoked.put_nowait((message.number, verdict))
 
-    def _carry_out(self, number: int, wanted: Invocation) -> None:
+    def _carry_out(self, number: int, carried: judging.Carried) -> None:
         """Have the daemon do what an operator asked for, and give the link the signed result."""
-        self._record.say("fleet.invoked", f"{wanted.plugin} {wanted.action}", "", "")
-        body = {"action": wanted.action, "payload": wanted.payload}
+        wanted = carried.invocation
         code, reason, answer = "", "", {}
-        try:
-            found = self._daemon.ask("POST", "plugins", "by-id", wanted.plugin, "invoke", body=body)
-            answer = found if isinstance(found, dict) else {}
-        except Problem as problem:
-            code, reason = problem.code, problem.reason
+        # Those before it may have taken their time.
+        if refusal := judging.why_not_begun(self._kept.state, carried, now_s=int(self._now_s())):
+            self._record.refused("fleet.invocation_refused", refusal)
+            code, reason = refusal.code, refusal.reason
+        else:
+            self._record.say("fleet.invoked", f"{wanted.plugin} {wanted.action}", "", "")
+            body = {"action": wanted.action, "payload": wanted.payload}
+            try:
+                found = self._daemon.ask("POST", "plugins", "by-id", wanted.plugin, "invoke", body=body)
+                answer = found if isinstance(found, dict) else {}
+            except Problem as problem:
+                code, reason = problem.code, problem.reason
         document = node_reports.signed_result(
             self._kept.state, wanted, self._kept.key, code=code, reason=reason, answer=answer
         )

@@ -6,9 +6,10 @@ import errno
 import threading
 import time
 
+import msgspec
 import pytest
 
-from latticed.fleet import convergence, documents, kept_state, messages, node, node_daemon
+from latticed.fleet import convergence, documents, judging, kept_state, messages, node, node_daemon
 from latticed.fleet.engine import STATUS_BYTES
 from latticed.model.errors import Problem
 from tests.house import fleets, processes
@@ -44,7 +45,8 @@ class EmptyDaemon(node_daemon.Daemon):
 class Beside:
     def __init__(self, directory):
         self.fleet, self.directory = fleets.Fleet(), directory
-        token = documents.sign(self.fleet.token(operators=(fleets.public(fleets.OPERATOR),)), fleets.OPERATOR)
+        operators = (fleets.public(fleets.OPERATOR), fleets.public(fleets.SECOND))
+        token = documents.sign(self.fleet.token(operators=operators), fleets.OPERATOR)
         self.fleet.node_key = kept_state.enrol(directory, token, now_s=fleets.NOW)
         self.kept = kept_state.opened(directory)
         self.daemon, self.sent = EmptyDaemon(), []
@@ -62,6 +64,10 @@ class Beside:
 
     def needed(self):
         return [one.sha256 for one in self.sent if isinstance(one, messages.BundleNeeded)]
+
+    def answers(self):
+        done = [one.document for one in self.sent if isinstance(one, messages.InvocationDone)]
+        return [documents.read(one, documents.InvocationResult).document for one in done]
 
     def status(self):
         last = [one.document for one in self.sent if isinstance(one, messages.NewStatus)][-1]
@@ -248,8 +254,51 @@ def test_status_is_newer_than_the_last_one_though_the_clock_was_set_back(beside)
 
 def test_answer_that_is_too_large_is_said_to_be(beside):
     beside.daemon.answer = {"text": "x" * STATUS_BYTES}
-    invocation = beside.fleet.invocation()
-    beside.node._carry_out(1, invocation)
+    carried = judging.Carried(invocation=beside.fleet.invocation(), operator=fleets.public(fleets.OPERATOR))
+    beside.node._carry_out(1, carried)
     (done,) = [one for one in beside.sent if isinstance(one, messages.InvocationDone)]
     assert len(done.document) <= STATUS_BYTES
     assert documents.read(done.document, documents.InvocationResult).document.code == "too_large"
+
+
+@pytest.mark.parametrize("why", ["invocation_expired", "operator_revoked"])
+def test_invocation_that_counts_no_more_when_its_turn_comes_is_not_begun(beside, why):
+    """Those before it may take ten minutes each."""
+    now_s, began, slow = [fleets.NOW], [], threading.Event()
+    beside.node._now_s = lambda: now_s[0]
+
+    class Slow(EmptyDaemon):
+        def ask(self, method, *parts, body=None, query=None):
+            if parts[-1] != "invoke":
+                return super().ask(method, *parts, body=body, query=query)
+            began.append(body["action"])
+            assert slow.wait(processes.PATIENCE_S)
+            return {"ok": True}
+
+    beside.node._daemon = Slow()
+    working = threading.Thread(target=beside.node.invoke)
+    working.start()
+    try:
+        for number, operator in enumerate((fleets.OPERATOR, fleets.OPERATOR, fleets.SECOND)):
+            wanted = beside.fleet.invocation(nonce=f"{number:032x}", action=f"restart-{number}")
+            asked = documents.sign(wanted, operator)
+            beside.node.received(messages.InvocationAsked(number=number, document=asked))
+        until(lambda: began)
+        if why == "invocation_expired":
+            now_s[0] += 60
+        else:
+            revoked = beside.fleet.revocations(fleets.public(fleets.OPERATOR))
+            found = documents.unpack(beside.desire(1, 1))
+            desired = documents.pack(
+                msgspec.structs.replace(found, revocations=documents.sign(revoked, fleets.OPERATOR))
+            )
+            beside.node.received(messages.NewDesired(document=desired))
+        slow.set()
+        until(lambda: len(beside.answers()) == 3)
+    finally:
+        slow.set()
+        beside.node.stop()
+        working.join()
+    another = "" if why == "operator_revoked" else why
+    assert [one.code for one in beside.answers()] == ["", why, another]
+    assert began == ["restart-0"] + ["restart-2"] * (not another)
