@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from latticed.fleet import messages
-from latticed.model import consents, ids, semver_range
+from latticed.model import consents, egress, ids, semver_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from latticed.fleet.documents import BundleSource, WantedPlugin
 
@@ -44,7 +44,8 @@ class Candidate(Version, frozen=True, kw_only=True):
 
 class Has(Struct, frozen=True, kw_only=True):
     """What the daemon has of one plugin; `status` is empty without a record. `config` is null where none is set, or it
-    cannot have one; `secrets` are those bound to it.
+    cannot have one; `secrets` are those bound to it. `withheld` (`kind=value`) and `withheld_hosts`: what its manifest
+    asks for and was not accepted; `declares_hosts`: whether no others can be granted. `features` and `limits` were.
     """
 
     id: str
@@ -59,6 +60,11 @@ class Has(Struct, frozen=True, kw_only=True):
     granted: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     permits: tuple[str, ...] = ()
+    withheld: tuple[str, ...] = ()
+    withheld_hosts: tuple[str, ...] = ()
+    declares_hosts: bool = True
+    features: frozenset[str] = frozenset()
+    limits: dict[str, int] = {}
     config: dict[str, Any] | None = None
     secrets: frozenset[str] = frozenset()
 
@@ -193,12 +199,14 @@ def _status_step(has: Has, wanted: WantedPlugin) -> Step | None:
 def _grants(has: Has, accept: tuple[str, ...]) -> Request | None:
     """What is consented to and not granted yet; nothing is taken away."""
     named = consents.parse(accept)
-    caps = sorted(set(named.caps) - set(has.granted))
-    hosts = sorted({*named.hosts} - {*has.hosts}) if "*" not in named.hosts else []
+    grant = [*sorted(set(named.caps) - set(has.granted)), *_ungranted(has, named.terms)]
+    hosts = {*named.hosts} - {*has.hosts}
+    if has.declares_hosts and not egress.on_star_ports(has.withheld_hosts):
+        hosts.discard(egress.ANY)  # which became the hosts that it covers
     permits = sorted({*named.permits} - {*has.permits})
     body: dict[str, Any] = {}
-    if caps:
-        body["grant"] = caps
+    if grant:
+        body["grant"] = grant
     if hosts:
         body["hosts"] = sorted({*has.hosts, *hosts})
     if permits:
@@ -206,6 +214,39 @@ def _grants(has: Has, accept: tuple[str, ...]) -> Request | None:
     if not body:
         return None
     return Request(plugin=has.id, method="PUT", parts=("plugins", "by-id", has.id, "grants"), body=body)
+
+
+def _ungranted(has: Has, terms: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Those of the terms, as `kind=value`, that can be granted alone, and would give the plugin more than it has."""
+    prefixes, withheld = ({_slashed(one) for one in words} for words in (has.permits, has.withheld))
+    for kind, value in terms:
+        word = f"{kind}={value}"
+        match kind:
+            # Permits where the manifest does not ask for them; a prefix always.
+            case "feature":
+                missing = word not in has.permits and value not in has.features
+            case "prefix":
+                missing = _slashed(word) not in prefixes or _slashed(word) in withheld
+            case "limit":
+                missing = word in has.withheld or _raises(has, value)
+            case _:
+                missing = word in has.withheld and kind not in consents.AT_UPGRADE
+        if missing:
+            yield word
+
+
+def _raises(has: Has, limit: str) -> bool:
+    """Whether `name:number` is more than was accepted, and less than what the manifest asks for."""
+    name, _, number = limit.partition(":")
+    now = has.limits.get(name)
+    if now is None or not number.isdecimal():
+        return False
+    asked = (one.removeprefix(f"limit={name}:") for one in has.withheld)
+    return any(now < int(number) < int(one) for one in asked if one.isdecimal())
+
+
+def _slashed(prefix: str) -> str:
+    return prefix if prefix.endswith("/") else f"{prefix}/"
 
 
 def _decide(plugin_id: str, status: str, accept: tuple[str, ...]) -> Request:
@@ -239,6 +280,7 @@ def view(
 ) -> Has:
     """What the daemon has of a plugin, by its answers; KeyError or TypeError for answers of another form."""
     plugin, grants = report["plugin"], report["grants"]
+    accepted = grants["accepted"] or {"features": (), "limits": {}}
     publisher = str(plugin.get("publisher") or "")
     found = plugin.get("candidate")
     candidate = None
@@ -268,6 +310,11 @@ def view(
         granted=tuple(grants["granted"]),
         hosts=tuple(grants["hosts"]),
         permits=tuple(grants["permits"]),
+        withheld=tuple(grants["withheld"]),
+        withheld_hosts=tuple(grants["withheld_hosts"]),
+        declares_hosts=bool(grants["declares_hosts"]),
+        features=frozenset(accepted["features"]),
+        limits=dict(accepted["limits"]),
         config=config["config"] if config is not None and config["is_set"] else None,
         secrets=frozenset(str(one["name"]) for one in secrets if plugin_id in one["plugins"]),
     )

@@ -204,7 +204,7 @@ class AcceptedView(TypedDict):
 
 class GrantsView(TypedDict):
     """What a plugin declares, and what of it the operator granted and accepted; `withheld` is the rest, to be named,
-    `withheld_hosts` the hosts of the rest.
+    `withheld_hosts` the hosts of the rest. `declares_hosts`: whether no hosts but those of its manifest can be granted.
     """
 
     id: str
@@ -216,6 +216,7 @@ class GrantsView(TypedDict):
     accepted: AcceptedView | None
     withheld: list[str]
     withheld_hosts: list[str]
+    declares_hosts: bool
 
 
 class CallCount(TypedDict):

@@ -175,6 +175,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
         "accepted": _accepted(record.terms),
         "withheld": list(granting.withheld(record, api.lifecycle.deps.defaults)),
         "withheld_hosts": list(granting.withheld_hosts(record, manifest)),
+        "declares_hosts": manifest is None or manifest.declared_hosts is not None,
     }
 
 

@@ -97,6 +97,31 @@ def test_host_risk_takes_the_operators_word_in_the_intent(host):
     assert host.daemon.plugin("acme.reach")["granted"] == ["http:egress"]
 
 
+def test_what_a_later_intent_consents_to_is_granted_to_the_version_that_is_there(host):
+    """What an upgrade would have widened was withheld, and hosts were taken back; the operator signs for it later."""
+    hosts = ["api.example.org:443", "api.example.org:8443"]
+    named = ("http:egress", *(f"host={one}" for one in hosts))
+    asking = {"capabilities": ["http:egress"], "egress": {"hosts": hosts}}
+    old = host.bundle("acme.wider", runtime={"limits": {"memory_mib": 64}}, **asking)
+    wider = {"limits": {"memory_mib": 96}, "sandbox": {"features": ["threads"]}}
+    every = {"name": "look", "every_s": 3_600, "action": "describe"}
+    new = host.bundle("acme.wider", version="1.1.0", runtime=wider, schedules=[every], **asking)
+    for bundle in (old, new):
+        intent = host.intent(host.wanted(bundle, accept=named))
+        host.desire(intent, bundle)
+        host.settled(intent)
+    place = "/api/plugins/by-id/acme.wider/grants"
+    assert host.daemon.ask("PUT", place, {"hosts": []}).status == 200
+    grants = host.daemon.get(place).json()
+    assert [one.partition("=")[0] for one in grants["withheld"]] == ["feature", "limit", "schedule"]
+    assert grants["withheld_hosts"] == hosts
+    consented = host.intent(host.wanted(new, accept=(*grants["withheld"], "http:egress", "host=*", named[-1])))
+    host.desire(consented)
+    host.settled(consented)
+    grants = host.daemon.get(place).json()
+    assert (grants["withheld"], grants["withheld_hosts"], sorted(grants["hosts"])) == ([], [], hosts)
+
+
 def test_configuration_and_secrets_come_first(host):
     bundle = host.bundle("acme.set", artifact=PROGRAM, runtime=SPEAKING, config=SCHEMA)
     wanted = host.wanted(bundle, config={"city": "Oslo"}, secrets=("TOKEN",))

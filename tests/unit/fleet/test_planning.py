@@ -79,6 +79,45 @@ def test_next_step(found, plugin, expected):
     assert (result and result[0]) == expected
 
 
+LIMITED = {"withheld": ("limit=memory_mib:512", "level=filtered"), "limits": {"memory_mib": 128}}
+HOSTS = ("api.example.org:443", "api.example.org:8443")
+
+
+@pytest.mark.parametrize(
+    ("accept", "found", "expected"),
+    [
+        ("limit=memory_mib:512", LIMITED, {"grant": ["limit=memory_mib:512"]}),
+        ("limit=memory_mib:256", LIMITED, {"grant": ["limit=memory_mib:256"]}),
+        ("limit=memory_mib:128", LIMITED, None),
+        ("limit=memory_mib:1024", LIMITED, None),
+        ("limit=memory_mib:default", LIMITED, None),
+        ("limit=memory_mib:256", {"withheld": ("limit=memory_mib:512",)}, None),
+        ("limit=fuel:9", LIMITED, None),
+        ("level=filtered", LIMITED, {"grant": ["level=filtered"]}),
+        ("level=isolated", LIMITED, None),
+        ("feature=threads", {}, {"grant": ["feature=threads"]}),
+        ("feature=threads", {"withheld": ("feature=threads",)}, {"grant": ["feature=threads"]}),
+        ("feature=threads", {"features": frozenset({"threads"})}, None),
+        ("feature=threads", {"permits": ("feature=threads",)}, None),
+        ("prefix=/shop", {}, {"grant": ["prefix=/shop"]}),
+        ("prefix=/shop", {"permits": ("prefix=/shop/",)}, None),
+        ("prefix=/shop", {"permits": ("prefix=/shop",), "withheld": ("prefix=/shop/",)}, {"grant": ["prefix=/shop"]}),
+        ("schedule=a@every_s:60@b", {"withheld": ("schedule=a@every_s:60@b",)}, {"grant": ["schedule=a@every_s:60@b"]}),
+        ("schedule=a@every_s:60@b", {}, None),
+        ("dependency=acme.base", {"withheld": ("dependency=acme.base",)}, None),
+        ("host=*", {"withheld_hosts": HOSTS}, {"hosts": ["*"]}),
+        ("host=*", {"withheld_hosts": HOSTS[1:], "hosts": HOSTS[:1]}, None),
+        ("host=*", {"declares_hosts": False, "hosts": HOSTS}, {"hosts": ["*", *HOSTS]}),
+        ("host=*", {"declares_hosts": False, "hosts": ("*",)}, None),
+        ("host=* host=api.example.org:8443", {"withheld_hosts": HOSTS}, {"hosts": ["*", HOSTS[1]]}),
+        ("host=* host=api.example.org:8443", {"hosts": HOSTS[:1]}, {"hosts": [*HOSTS]}),
+    ],
+)
+def test_what_is_consented_to_later_is_granted_to_the_version_that_is_there(accept, found, expected):
+    request = asked(has("active", **found), wanted(accept=tuple(accept.split())))
+    assert request == (expected and (f"PUT {BY_ID}/grants", expected))
+
+
 def test_range_is_met_by_its_publisher_alone():
     ranged = fleets.plugin(identity=None, versions="^1.0", publisher="acme")
     assert asked(has("active"), ranged) is None
@@ -135,12 +174,16 @@ _HAS = st.builds(
     kept=st.lists(_VERSIONS, max_size=2).map(tuple),
     declared=st.just(("http:egress", "kv:read")),
     granted=st.sampled_from([(), ("kv:read",)]),
+    withheld=st.sampled_from([(), ("limit=memory_mib:512", "schedule=a@every_s:60@b")]),
+    withheld_hosts=st.sampled_from([(), ("a.example.org:443",)]),
     config=st.none() | st.just({"a": 1}),
 )
 _WANTED = st.builds(
     wanted,
     status=st.sampled_from(["installed", "active", "disabled"]),
-    accept=st.sampled_from([(), ("kv:read",), ("http:egress", "host=a.example.org:443")]),
+    accept=st.sampled_from(
+        [(), ("kv:read", "limit=memory_mib:512"), ("http:egress", "host=a.example.org:443", "feature=threads")]
+    ),
     config=st.none() | st.just({"a": 2}),
 )
 
