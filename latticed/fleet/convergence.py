@@ -52,6 +52,7 @@ class Bundles:
         self._asked: dict[str, float] = {}  # when, by this host's monotonic clock
         self._awaited: set[str] = set()
         self._spoilt: dict[str, int] = {}  # how often
+        self._anew: set[str] = set()  # spoilt, and not asked for since
 
     def came(self, sha256: str) -> bool:
         """It is in the spool; False when nobody waits for it."""
@@ -79,6 +80,7 @@ class Bundles:
         with self._lock:
             self._here.discard(sha256)
             self._spoilt[sha256] = self._spoilt.get(sha256, -1) + 1
+            self._anew.add(sha256)
 
     def is_here(self, sha256: str) -> bool:
         with self._lock:
@@ -88,18 +90,20 @@ class Bundles:
         with self._lock:
             return self._missing.get(sha256, "")
 
-    def ask(self, sha256: str) -> bool:
-        """Whether to ask the link for it now. Again after a while, whatever it said: it drops what is too much for it,
+    def ask(self, sha256: str, urls: tuple[str, ...]) -> messages.BundleNeeded | None:
+        """What to ask the link now. Again after a while, whatever it said: it drops what is too much for it,
         its answer may be dropped too, and one that says at once that a bundle is missing is not asked in a circle.
         """
         now = time.monotonic()
         with self._lock:
             pause_s = min(_AGAIN_S * 2 ** self._spoilt.get(sha256, 0), _LONGEST_S)
             if now - self._asked.get(sha256, -math.inf) < pause_s:
-                return False
+                return None
             self._asked[sha256] = now
             self._awaited.add(sha256)
-            return True
+            anew = sha256 in self._anew
+            self._anew.discard(sha256)
+            return messages.BundleNeeded(sha256=sha256, urls=urls, anew=anew)
 
     def forget(self) -> None:
         """Something new was taken up: ask anew. What is in the spool stays."""
@@ -196,8 +200,8 @@ class Convergence:
             case planning.Blocked():
                 return step
             case planning.Take() if not self.bundles.is_here(step.sha256):
-                if self.bundles.ask(step.sha256):
-                    self._send(messages.BundleNeeded(sha256=step.sha256, urls=step.urls))
+                if (needed := self.bundles.ask(step.sha256, step.urls)) is not None:
+                    self._send(needed)
                 reason = self.bundles.why_missing(step.sha256) or "its bundle is being fetched"
                 return planning.Blocked(plugin=step.plugin, code="bundle_awaited", reason=reason)
             case planning.Take():

@@ -29,10 +29,15 @@ _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", re.ASCII)
 
 def is_named(url: str, hosts: Collection[str]) -> bool:
     """Whether the server of a URL is one of `hosts`: each a name or address, with `:port` unless that is 443."""
+    return server_of(url) in {one.lower() for one in hosts}
+
+
+def server_of(url: str) -> str:
+    """The server of a URL as `is_named` compares it; empty for none."""
     try:
-        return urllib.parse.urlsplit(url).netloc.lower() in {one.lower() for one in hosts}
+        return urllib.parse.urlsplit(url).netloc.lower()
     except ValueError:
-        return False
+        return ""
 
 
 async def fetch(url: str, spool: Spool, sha256: str, *, tls: ssl.SSLContext | None = None) -> None:

@@ -16,10 +16,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from latticed.fleet import chunks, https_source, messages
+from latticed.fleet import messages
 from latticed.fleet.engine import EngineUnavailable, QuotaExceeded
+from latticed.fleet.fetching import Fetching
 from latticed.fleet.pace import Pace
-from latticed.fleet.spool import NotFetched
 from latticed.kit import logs, text
 from latticed.model.restart import spread
 
@@ -37,7 +37,6 @@ log = logs.get_logger()
 _READ_BYTES: Final = 64 << 10
 _MOST_WAITING: Final = 64
 """Messages to the node that wait for it to read, and events of it that wait for the engine: it sends these again."""
-_MOST_BUNDLES: Final = 64
 _MOST_INVOCATIONS: Final = 4
 """Asked of the node at once; a further one is not heard, and its asker told by the time."""
 _ANSWER_S: Final = 30.0
@@ -101,8 +100,6 @@ class _Waiting:
     status_is_new: asyncio.Event = field(default_factory=asyncio.Event)
     events: dict[int, messages.NewEvent] = field(default_factory=dict)
     event_is_new: asyncio.Event = field(default_factory=asyncio.Event)
-    bundles: dict[str, messages.BundleNeeded] = field(default_factory=dict)
-    bundle_is_new: asyncio.Event = field(default_factory=asyncio.Event)
     answers: dict[int, asyncio.Future[bytes]] = field(default_factory=dict)
 
 
@@ -128,13 +125,11 @@ class Link:
     ) -> None:
         self._connection = connection
         self._engine = engine
-        self._spool = spool
         self._reader, self._writer = stream
         self._periods = periods or LinkPeriods()
-        self._https = https
-        self._https_hosts = https_hosts
         self._renewing = renewing
         self._outbox = _Outbox()
+        self._fetching = Fetching(connection, engine, spool, self._outbox.put, https=https, https_hosts=https_hosts)
         self._waiting = _Waiting()
         self._sent: bytes | None = None
         self._numbers = 0
@@ -150,7 +145,7 @@ class Link:
             self._beat,
             self._publish_status,
             self._publish_events,
-            self._fetch,
+            self._fetching.work,
             self._hear_invocations,
             self._renew,
         ]
@@ -195,9 +190,9 @@ class Link:
                     waiting.events[message.number] = message
                     waiting.event_is_new.set()
             case messages.BundleNeeded():
-                if len(waiting.bundles) < _MOST_BUNDLES:
-                    waiting.bundles[message.sha256] = message
-                    waiting.bundle_is_new.set()
+                self._fetching.need(message)
+            case messages.NothingNeeded():
+                self._fetching.forget()
             case messages.InvocationDone():
                 answer = waiting.answers.get(message.number)
                 if answer is not None and not answer.done():
@@ -311,53 +306,7 @@ class Link:
             del waiting.events[event.number]
             self._outbox.put(messages.EventTaken(number=event.number))
 
-    # What the node needs.
-
-    async def _fetch(self) -> None:
-        """Bundles, one at a time; one that is not to be had is said to be missing, and the node asks again."""
-        waiting = self._waiting
-        while True:
-            if not waiting.bundles:
-                waiting.bundle_is_new.clear()
-                await waiting.bundle_is_new.wait()
-            needed = waiting.bundles.pop(next(iter(waiting.bundles)))
-            if not needed.urls:
-                await self._connection.wait_up()
-            if reason := await self._not_fetched(needed):
-                log.info("bundle_not_fetched", sha256=needed.sha256, reason=reason)
-                self._outbox.put(messages.BundleMissing(sha256=needed.sha256, reason=reason))
-            else:
-                self._outbox.put(messages.BundleHere(sha256=needed.sha256))
-
-    async def _not_fetched(self, needed: messages.BundleNeeded) -> str:
-        """Why the bundle is not in the spool, from the last source that was tried; empty when it is there.
-
-        The engine is asked first, then each URL. What came of one is gone on with at the next: the digest is that of
-        the whole. When that does not hold, this one is asked for the whole: no source can spoil it for the others.
-        """
-        reason = ""
-        for url in ("", *needed.urls):
-            try:
-                try:
-                    await self._fetch_from(url, needed.sha256)
-                except NotFetched as error:
-                    if not error.begun_elsewhere:
-                        raise
-                    await self._fetch_from(url, needed.sha256)
-            except (NotFetched, EngineUnavailable, OSError) as error:
-                reason = text.sanitise(str(error), 400)
-            else:
-                return ""
-        return reason or "expected a source that has it, found none"
-
-    async def _fetch_from(self, url: str, sha256: str) -> None:
-        """From a URL, or from the engine for none; as these raise."""
-        if url and not https_source.is_named(url, self._https_hosts):
-            raise NotFetched(f"expected a server that https_hosts of this host names, found {text.sanitise(url, 80)}")
-        if url:
-            await https_source.fetch(url, self._spool, sha256, tls=self._https)
-        else:
-            await chunks.fetch(self._engine, self._spool, sha256)
+    # What the node is asked.
 
     async def _hear_invocations(self) -> None:
         async with asyncio.TaskGroup() as group:

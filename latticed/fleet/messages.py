@@ -83,10 +83,17 @@ class RenewalWanted(_Message, frozen=True, kw_only=True, tag="renew"):
 
 
 class BundleNeeded(_Message, frozen=True, kw_only=True, tag="need"):
-    """Node to link: fetch this into the spool, from the engine or one of the `urls` (https)."""
+    """Node to link: fetch this into the spool, from the engine or one of the `urls` (https). `anew`: what the spool has
+    of it is of no use.
+    """
 
     sha256: Sha256
     urls: Annotated[tuple[Annotated[str, Meta(max_length=500)], ...], Meta(max_length=8)] = ()
+    anew: bool = False
+
+
+class NothingNeeded(_Message, frozen=True, kw_only=True, tag="need_nothing"):
+    """Node to link: something else was taken up, and no bundle of before is needed unless it is asked for again."""
 
 
 class NewStatus(_Message, frozen=True, kw_only=True, tag="status"):
@@ -121,7 +128,7 @@ class InvocationDone(_Message, frozen=True, kw_only=True, tag="answer"):
 
 
 ToNode = NewDesired | BundleHere | BundleMissing | InvocationAsked | EventTaken | LinkState | RenewalWanted
-ToLink = BundleNeeded | NewStatus | NewEvent | InvocationDone | RenewalSigned
+ToLink = BundleNeeded | NothingNeeded | NewStatus | NewEvent | InvocationDone | RenewalSigned
 
 
 def spool_name(sha256: str) -> str:

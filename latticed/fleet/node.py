@@ -209,6 +209,7 @@ class FleetNode:
             self._looks.tell(Cause.NEW)
         match verdict:
             case judging.TakenUp():
+                self._send(messages.NothingNeeded())  # first: what is asked for from now on is of the new one
                 self._convergence.bundles.forget()
                 intent = after.present.intent if after.present else ""
                 self._record.say("fleet.taken_up", intent, "", f"generation {after.generation} of epoch {after.epoch}")

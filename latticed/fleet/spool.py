@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
 import stat
+import threading
 from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from latticed.fleet import messages
@@ -21,6 +23,7 @@ from latticed.fleet.engine import CHUNK_BYTES
 from latticed.kit import files
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 _OURS: Final = re.compile(r"[0-9a-f]{64}\.(part|tar)", re.ASCII)
@@ -44,13 +47,20 @@ class NotFetched(Exception):
 class Spool:
     """The directory, which must exist. `most_bytes` counts all files in it, `bundle_bytes` one bundle.
 
-    One process uses it at a time. All methods block: they are called in a thread.
+    One process uses it at a time. All methods block: they are called in threads, for `at_once` bundles at a time.
     """
 
     def __init__(self, directory: Path, *, most_bytes: int, bundle_bytes: int) -> None:
         self._directory = directory
         self._most_bytes = most_bytes
         self._bundle_bytes = min(bundle_bytes, most_bytes)
+        self._lock = threading.Lock()
+        self._begun: set[str] = set()  # names of parts that are open
+
+    @property
+    def at_once(self) -> int:
+        """How many bundles there is room for while they come."""
+        return self._most_bytes // self._bundle_bytes
 
     def has(self, sha256: str) -> bool:
         """Whether the bundle is whole here."""
@@ -61,22 +71,22 @@ class Spool:
     def begin(self, sha256: str) -> Partial:
         """What there is of the bundle so far, open for more; OSError.
 
-        Older files go first when there would not be room for a largest bundle.
+        Older files go first when there would not be room for largest bundles, this one and those that are open.
         """
         name = _part_name(sha256)
-        self._make_room(keep={name})
-        directory = files.open_directory(self._directory)
-        try:
+        ended = functools.partial(self._begun.discard, name)
+        with contextlib.ExitStack() as undo:
+            undo.callback(ended)
+            with self._lock:
+                self._begun.add(name)
+                self._make_room()
+            directory = files.open_directory(self._directory)
+            undo.callback(os.close, directory)
             fd = os.open(name, _PART_FLAGS, _MODE, dir_fd=directory)
-        except BaseException:
-            os.close(directory)
-            raise
-        partial = Partial(sha256, directory, fd, most_bytes=self._bundle_bytes)
-        try:
+            undo.callback(os.close, fd)
+            partial = Partial(sha256, directory, fd, most_bytes=self._bundle_bytes, ended=ended)
             partial.resume()
-        except BaseException:
-            partial.close()
-            raise
+            undo.pop_all()
         return partial
 
     def forget(self, sha256: str) -> None:
@@ -85,8 +95,9 @@ class Spool:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._directory / name)
 
-    def _make_room(self, keep: set[str]) -> None:
-        """Remove files, those that changed longest ago first, until a largest bundle fits."""
+    def _make_room(self) -> None:
+        """Remove files, those that changed longest ago first, until largest bundles fit."""
+        coming = self._bundle_bytes * len(self._begun)
         found = []
         with os.scandir(self._directory) as entries:
             for entry in entries:
@@ -95,9 +106,9 @@ class Spool:
                     found.append((status.st_mtime_ns, entry.name, status.st_size))
         used = sum(size for _, _, size in found)
         for _, name, size in sorted(found):
-            if used + self._bundle_bytes <= self._most_bytes:
+            if used + coming <= self._most_bytes:
                 return
-            if name not in keep:
+            if name not in self._begun:
                 os.unlink(self._directory / name)
                 used -= size
 
@@ -105,11 +116,12 @@ class Spool:
 class Partial:
     """One bundle as it comes: it is hashed while it is written."""
 
-    def __init__(self, sha256: str, directory: int, fd: int, *, most_bytes: int) -> None:
+    def __init__(self, sha256: str, directory: int, fd: int, *, most_bytes: int, ended: Callable[[], object]) -> None:
         self._sha256 = sha256
         self._directory = directory
         self._fd = fd
         self._most_bytes = most_bytes
+        self._ended = ended
         self._digest = hashlib.sha256()
         self._begun_elsewhere = False
         self.size = 0
@@ -124,6 +136,7 @@ class Partial:
     def close(self) -> None:
         os.close(self._fd)
         os.close(self._directory)
+        self._ended()
 
     def resume(self) -> None:
         """Hash what is there, down to a multiple of a chunk, and go on behind it."""

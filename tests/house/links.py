@@ -54,7 +54,7 @@ async def linked(fleet, node, directory, urls=None, https=None, hosts=(), engine
         pauses=nats_servers.QUICK,
         on_change=lambda up, reason: [one(up, reason) for one in told],
     )
-    spool = Spool(directory, most_bytes=8 << 20, bundle_bytes=4 << 20)
+    spool = Spool(directory, most_bytes=12 << 20, bundle_bytes=4 << 20)
     async with connection:
         link = Link(
             connection,

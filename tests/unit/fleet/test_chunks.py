@@ -207,6 +207,22 @@ class TestSpool:
         left = {one.name for one in directory.iterdir()}
         assert left == {f"{oldest}.part", "of-the-operator.tar", names[3]}
 
+    def test_bundle_that_is_coming_is_not_what_goes_to_make_room_for_another(self, directory):
+        spool = Spool(directory, most_bytes=4 << 20, bundle_bytes=2 << 20)
+        assert spool.at_once == 2
+        whole = directory / f"{3:064x}.tar"
+        whole.write_bytes(bytes(CHUNK_BYTES))
+        with spool.begin(f"{1:064x}") as first:
+            first.write(bytes(1 << 20))
+            os.utime(directory / f"{1:064x}.part", (0, 0))
+            with spool.begin(f"{2:064x}") as second:
+                second.write(bytes(2 << 20))
+                first.write(bytes(1 << 20))
+                assert sum(one.stat().st_size for one in directory.iterdir()) == 4 << 20
+        with spool.begin(f"{4:064x}"):
+            left = {one.name for one in directory.iterdir()}
+        assert left == {f"{2:064x}.part", f"{4:064x}.part"}
+
     @pytest.mark.parametrize("make", ["link", "fifo", "directory"])
     def test_what_is_no_file_of_its_own_is_not_written(self, spool, directory, tmp_path, make):
         sha256 = "a" * 64

@@ -15,6 +15,7 @@ from latticed.fleet import chunks, https_source, messages
 from latticed.fleet.engine import CHUNK_BYTES
 from latticed.fleet.spool import NotFetched, Spool
 from tests.house.links import linked
+from tests.house.nats_servers import until
 
 WAIT_S = 60
 DATA = bytes(range(256)) * 4_000
@@ -164,6 +165,80 @@ async def test_link_asks_the_engine_first_and_then_each_url(fleet, node, tmp_pat
         mine.send(messages.BundleNeeded(sha256=SHA256, urls=("https://localhost:1/gone", url)))
         assert (await mine.following(messages.BundleHere)).sha256 == SHA256
     assert (tmp_path / "link" / messages.spool_name(SHA256)).read_bytes() == DATA
+
+
+@contextlib.asynccontextmanager
+async def holding():
+    """A server's URL, and what was asked of it as slow: a first byte of that comes, and no more."""
+    asked, over = [], asyncio.Event()
+
+    async def answer(request):
+        if "slow" not in request.query:
+            return await ranged([])(request)
+        asked.append(request.query["slow"])
+        slow = web.StreamResponse()
+        await slow.prepare(request)
+        await slow.write(b"x")
+        await over.wait()
+        return slow
+
+    async with serving(answer) as url:
+        try:
+            yield url, asked
+        finally:
+            over.set()
+
+
+async def test_slow_server_keeps_only_away_what_comes_from_it(fleet, controller, node, tmp_path, tls):
+    source = tmp_path / "source"
+    source.write_bytes(b"in the engine")
+    kept = await chunks.put(controller, source)
+    async with (
+        asyncio.timeout(WAIT_S),
+        holding() as (slow, asked),
+        serving(ranged([])) as quick,
+        linked(fleet, node, tmp_path / "link", https=tls, hosts=(host_of(slow), host_of(quick))) as (mine, _),
+    ):
+        await mine.following(messages.LinkState, lambda one: one.up)
+        for number in (1, 2):
+            mine.send(messages.BundleNeeded(sha256=f"{number:064x}", urls=(f"{slow}?slow={number}",)))
+        await until(lambda: done(asked))
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=(quick,)))
+        mine.send(messages.BundleNeeded(sha256=kept))
+        assert {(await mine.following(messages.BundleHere)).sha256 for _ in range(2)} == {SHA256, kept}
+    assert asked == ["1"]
+
+
+async def test_what_is_needed_no_more_keeps_nothing_away(fleet, node, tmp_path, tls):
+    async with (
+        asyncio.timeout(WAIT_S),
+        holding() as (url, asked),
+        linked(fleet, node, tmp_path / "link", https=tls, hosts=(host_of(url),)) as (mine, _),
+    ):
+        for number in (1, 2):
+            mine.send(messages.BundleNeeded(sha256=f"{number:064x}", urls=(f"{url}?slow={number}",)))
+        await until(lambda: done(asked))
+        mine.send(messages.NothingNeeded())
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=(url,)))
+        assert (await mine.following((messages.BundleHere, messages.BundleMissing))).sha256 == SHA256
+    assert asked == ["1"]
+
+
+async def test_bundle_that_a_server_has_does_not_wait_for_the_engine(fleet, node, tmp_path, tls):
+    """One that no server has waits for it, and was needed before."""
+    away = ("tls://127.0.0.1:1",)
+    async with (
+        asyncio.timeout(WAIT_S),
+        serving(ranged([])) as url,
+        linked(fleet, node, tmp_path / "link", urls=away, https=tls, hosts=(host_of(url),)) as (mine, _),
+    ):
+        mine.send(messages.BundleNeeded(sha256="1" * 64))
+        mine.send(messages.BundleNeeded(sha256=SHA256, urls=(url,)))
+        assert (await mine.following((messages.BundleHere, messages.BundleMissing))).sha256 == SHA256
+
+
+async def done(asked):
+    return bool(asked)
 
 
 @pytest.mark.parametrize("host", ["a" * 70, "a..b", "[::", "a:99999"])

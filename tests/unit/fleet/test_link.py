@@ -139,6 +139,17 @@ class TestBundles:
         pair.send(messages.BundleNeeded(sha256=sha256))
         assert (await pair.following(messages.BundleHere)).sha256 == sha256
 
+    async def test_file_that_was_damaged_in_the_spool_is_fetched_anew(self, pair, controller, tmp_path):
+        data = b"x" * (CHUNK_BYTES + 1)
+        (tmp_path / "bundle").write_bytes(data)
+        sha256 = await chunks.put(controller, tmp_path / "bundle")
+        place = tmp_path / "spool" / messages.spool_name(sha256)
+        place.write_bytes(b"x" * CHUNK_BYTES + b"?")
+        for anew in (False, True):
+            pair.send(messages.BundleNeeded(sha256=sha256, anew=anew))
+            assert (await pair.following(messages.BundleHere)).sha256 == sha256
+            assert (place.read_bytes() == data) is anew
+
 
 class TestInvocations:
     async def test_is_asked_and_answered(self, pair, controller, node):

@@ -113,6 +113,28 @@ def test_file_that_is_not_the_bundle_is_not_imported_in_a_circle(beside):
     assert len(beside.daemon.asked) == 1
 
 
+def test_file_that_is_not_the_bundle_is_asked_for_anew(beside, monkeypatch):
+    """As it was damaged on the disk: the link has it, and would say so at once."""
+    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
+    clock = convergence.time.monotonic()
+    for minute in range(3):
+        monkeypatch.setattr(convergence.time, "monotonic", lambda minute=minute: clock + 60 * minute)
+        beside.node.converge()
+        if minute != 1:  # then nothing is heard of it
+            beside.node.received(messages.BundleHere(sha256="0" * 64))
+            beside.node.converge()
+    assert [one.anew for one in beside.sent if isinstance(one, messages.BundleNeeded)] == [False, True, False]
+
+
+def test_link_is_told_that_what_was_needed_before_is_not_any_more(beside):
+    for generation in (1, 2):
+        beside.node.received(messages.NewDesired(document=beside.desire(generation, 1)))
+        beside.node.converge()
+    kinds = (messages.NothingNeeded, messages.BundleNeeded)
+    assert [type(one) for one in beside.sent if isinstance(one, kinds)] == [*kinds, *kinds]
+
+
 def test_file_that_is_never_the_bundle_is_fetched_ever_more_rarely(beside, monkeypatch):
     """Who stole a controller assigns a file that is not what the operator signed: hosts do not fetch on and on."""
     beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
