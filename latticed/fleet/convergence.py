@@ -7,9 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from latticed.fleet import messages, node_reports, planning
+from latticed.fleet import judging, messages, node_reports, planning
 from latticed.fleet.node_record import unwritable
 from latticed.kit import logs
 from latticed.model.errors import Problem
@@ -17,7 +15,7 @@ from latticed.model.errors import Problem
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from latticed.fleet import documents, judging
+    from latticed.fleet import documents
     from latticed.fleet.documents import WantedPlugin
     from latticed.fleet.kept_state import KeptState
     from latticed.fleet.node_daemon import Daemon
@@ -159,8 +157,8 @@ class Convergence:
             has, report = self._daemon.has(wanted.id, secrets)
             step = planning.next_step(has, wanted, source=source, settled=settled, secrets=names)
             if step is None:
-                if not settled and not has.gating:
-                    self._settle(present, wanted.id)
+                if not has.gating:
+                    self._settle(present, wanted, has.now.identity)
                 break
             if (trouble := self._barred(present, wanted.id) or self._take(step)) is not None:
                 break
@@ -229,12 +227,15 @@ class Convergence:
         self._record.say("fleet.asked", step.plugin, "", target)
         return None
 
-    def _settle(self, present: judging.Present, plugin_id: str) -> None:
-        """From now on what differs of this plugin was altered by hand."""
+    def _settle(self, present: judging.Present, wanted: WantedPlugin, identity: str) -> None:
+        """From now on what differs of this plugin was altered by hand, and this is what it goes back to."""
         with self._kept.lock:
             state = self._kept.state
             if state.present is not present:
                 return
+            if (after := judging.settled(state, present, wanted, identity)) == state:
+                return
             with unwritable():
-                self._kept.keep(msgspec.structs.replace(state, settled=state.settled | {plugin_id}))
-        self._record.say("fleet.settled", plugin_id, "", f"generation {present.generation}")
+                self._kept.keep(after)
+        if wanted.id not in state.settled:
+            self._record.say("fleet.settled", wanted.id, "", f"generation {present.generation}")

@@ -41,7 +41,9 @@ MAX_REVOKED: Final = 20_000
 
 
 class Present(Struct, frozen=True, kw_only=True):
-    """The intent that a node has taken up, and the assignment by which it did."""
+    """The intent that a node has taken up, and the assignment by which it did. Of an intent that it went back to,
+    `plugins` name the identities that it had under it in place of ranges.
+    """
 
     generation: int
     intent: str
@@ -58,7 +60,9 @@ class NodeState(Struct, frozen=True, kw_only=True):
     the labels are from, and whose key signed it. `epoch` and `generation`: of the last assignment
     that was taken up, whose SHA-256 is `assignment`. `highest`: the highest generation of an intent that it has ever
     taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is carried out
-    no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told.
+    no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told. `had`: by the SHA-256 of
+    the present intent and of those that it names in `back_to`, which identity of a plugin, of which that intent has a
+    range, was as wanted last.
     """
 
     fleet: str
@@ -74,6 +78,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     highest: int = 0
     present: Present | None = None
     settled: frozenset[str] = frozenset()
+    had: dict[str, dict[str, str]] = {}
     revocations: int = 0
     revoked: frozenset[str] = frozenset()
     nonces: Annotated[dict[str, int], Meta(max_length=MAX_NONCES)] = {}
@@ -183,6 +188,14 @@ def why_not_begun(state: NodeState, carried: Carried, *, now_s: int) -> Refusal 
     return None
 
 
+def settled(state: NodeState, present: Present, wanted: WantedPlugin, identity: str) -> NodeState:
+    """The state once a plugin is as wanted by what is present, in this identity (empty for none)."""
+    had = state.had
+    if wanted.versions is not None and identity:
+        had = {**had, present.intent: {**had.get(present.intent, {}), wanted.id: identity}}
+    return msgspec.structs.replace(state, settled=state.settled | {wanted.id}, had=had)
+
+
 def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> tuple[NodeState, Verdict]:
     """The verdict on what is left once revocations and labels are learnt; _No."""
     certificate = _by_operator(state, found.controller, ControllerCertificate)
@@ -214,7 +227,7 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         intent=signed.sha256,
         intent_generation=intent.generation,
         back_to=intent.back_to,
-        plugins=intent.plugins,
+        plugins=_plugins(state, signed),
         bundles=wanted.bundles,
         operator=signed.key,
     )
@@ -226,8 +239,25 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         highest=max(state.highest, intent.generation),
         present=present,
         settled=frozenset(),
+        had={name: of for name, of in state.had.items() if name in {signed.sha256, *intent.back_to}},
     )
     return fresh, TakenUp(generation=wanted.generation)
+
+
+def _plugins(state: NodeState, signed: Signed) -> tuple[WantedPlugin, ...]:
+    """What an intent that is taken up has this node run. Of one that it goes back to, that is what it had under it:
+    a range may have what it goes back from as well, and never goes down.
+    """
+    if state.present is not None and signed.sha256 == state.present.intent:
+        return state.present.plugins
+    plugins: tuple[WantedPlugin, ...] = signed.document.plugins
+    if signed.document.generation > state.highest:
+        return plugins
+    had = state.had.get(signed.sha256, {})
+    return tuple(
+        msgspec.structs.replace(one, identity=had[one.id], versions=None, publisher=None) if one.id in had else one
+        for one in plugins
+    )
 
 
 def _check_turn(state: NodeState, wanted: Assignment, certificate: ControllerCertificate) -> None:

@@ -85,6 +85,28 @@ def test_intent_installs_upgrades_goes_back_and_stops(host):
         assert actors == {f"uid:{host.user.uid}"}
 
 
+@pytest.mark.parametrize("before", [">=1.0, <2", ">=1.0, <1.1"])
+def test_back_is_to_the_release_that_was_there_whatever_ranges_have(host, before):
+    """Also where the range of before has the newer one as well; a range alone never goes down."""
+    name = f"acme.ranged{len(before)}"
+    old, new = (host.bundle(name, version=f"1.{n}.0", artifact=bundles.ARTIFACT + b"#\n" * n) for n in range(2))
+    ranged = {"identity": None, "publisher": "acme"}
+    first = host.intent(host.wanted(old, versions=before, **ranged))
+    host.desire(first, old)
+    assert host.settled(first).plugins[0].version == "1.0.0"
+    second = host.intent(host.wanted(new, versions=">=1.1, <2", **ranged), back_to=(documents.name_of(first),))
+    host.desire(second, new)
+    assert host.settled(second).plugins[0].version == "1.1.0"
+    # A controller names the newest bundle of the range.
+    host.desire(first, new)
+    assert host.settled(first).plugins[0].version == "1.0.0"
+    assert host.daemon.plugin(name)["version"] == "1.0.0"
+    # What comes afterwards counts as it was signed.
+    last = host.intent(host.wanted(old, versions=">=1.0, <2", **ranged))
+    host.desire(last)
+    assert host.settled(last).plugins[0].version == "1.0.0"
+
+
 def test_host_risk_takes_the_operators_word_in_the_intent(host):
     bundle = host.bundle("acme.reach", capabilities=["http:egress"], egress={"hosts": ["api.example.org:443"]})
     bare = host.intent(host.wanted(bundle))

@@ -50,6 +50,41 @@ def test_back_to_what_the_present_intent_names_and_to_nothing_else():
     assert taken(back, FLEET.desired(5, intent=FLEET.intent(4))).highest == 4
 
 
+def ranged(generation, versions, **fields):
+    demo = fleets.plugin(identity=None, versions=versions, publisher="acme")
+    return FLEET.intent(generation, plugins=(demo, fleets.plugin("acme.named")), **fields)
+
+
+def as_it_was(state, identity):
+    """The state once all that is present is as wanted, `acme.demo` in this identity."""
+    for one in state.present.plugins:
+        found = identity if one.id == "acme.demo" else fleets.IDENTITY
+        state = judging.settled(state, state.present, one, found)
+    return state
+
+
+def which(state):
+    return [(one.identity, one.versions, one.publisher) for one in state.present.plugins]
+
+
+def test_back_is_to_what_the_node_had_also_where_a_range_has_the_newer_one_too():
+    first, other = ranged(1, ">=0.1, <1"), ranged(2, ">=0.1")
+    second = ranged(3, ">=0.2, <1", back_to=(documents.name_of(first), documents.name_of(other)))
+    state = as_it_was(taken(FLEET.state(), FLEET.desired(1, intent=first)), "1" * 64)
+    assert which(state) == [(None, ">=0.1, <1", "acme"), (fleets.IDENTITY, None, None)]
+    state = as_it_was(taken(state, FLEET.desired(2, intent=second)), "2" * 64)
+    assert which(state)[0] == (None, ">=0.2, <1", "acme")
+    back = taken(state, FLEET.desired(3, intent=first))
+    assert which(back) == [("1" * 64, None, None), (fleets.IDENTITY, None, None)]
+    # Also when it is assigned again, and when it was settled meanwhile.
+    again = taken(as_it_was(back, "1" * 64), FLEET.desired(4, intent=first))
+    assert which(again) == which(back)
+    # What is new is as it was signed; of what it never was as wanted under there is the range.
+    third = taken(again, FLEET.desired(5, intent=ranged(4, ">=0.3")))
+    assert (which(third)[0], third.had) == ((None, ">=0.3", "acme"), {})
+    assert which(taken(state, FLEET.desired(3, intent=other)))[0] == (None, ">=0.1", "acme")
+
+
 def test_an_intent_may_be_assigned_again():
     """Other bundles of the same intent, for instance."""
     intent = FLEET.intent(1)
