@@ -26,10 +26,12 @@ the plugin's own failure, and that would be restarted.
 """
 DAY_S: Final = 86_400
 KEEP: Final = 7
-# Keys of kv: what the host was last asked to run and to serve, and when the files were last saved.
+# Keys of kv: what the host was last asked to run and to serve, when the files were last saved, and the changed service
+# that they were saved for, until one is put.
 _SERVICE: Final = "service"
 _PATH: Final = "path"
 _SAVED_AT: Final = "saved_at"
+_SAVED_FOR: Final = "saved_for"
 
 
 class SubStore(SystemPlugin):
@@ -44,6 +46,7 @@ class SubStore(SystemPlugin):
         super().__init__(*arguments, **named)
         self._running = self._served = False
         self._fault = self._backup_fault = self._version = ""
+        self._noted: dict[str, str] = {}
         # An action and the background task must not save and put at the same time.
         self._changing = asyncio.Lock()
 
@@ -137,7 +140,7 @@ class SubStore(SystemPlugin):
                 await self._serve()
         except (HostError, PluginError) as error:
             self._fault = error.message if isinstance(error, HostError) else str(error)
-            return
+        # Also then: what runs goes on, perhaps for days.
         try:
             await self._save_daily()
             self._backup_fault = ""
@@ -146,18 +149,27 @@ class SubStore(SystemPlugin):
             self._backup_fault = f"the daily backup failed: {said}"
 
     async def _run(self, *, without_backup: bool) -> None:
-        """Put the service. Before it becomes another one its files are saved; it stays as it is where that fails."""
+        """Put the service. Before it becomes another one its files are saved; it stays as it is where that fails.
+
+        Saved once, however often the put is refused: a backup each time would soon be all that is kept.
+        """
         wanted = render.service(self._intent)
         text = json.dumps(wanted, sort_keys=True)
         before = await self.host.kv.get(_SERVICE)
-        if before not in (None, text) and not without_backup:
+        saved_for = await self._note_of(_SAVED_FOR)
+        if before not in (None, text) and saved_for != text and not without_backup:
             try:
-                await self._save()
+                made = await self._save()
             except PluginError as error:
                 hint = "latticectl invoke latticed.sub-store upgrade '{\"without_backup\": true}' does it all the same"
                 raise PluginError(f"not changed, because its files could not be saved: {error}; {hint}") from error
+            if made["id"]:
+                saved_for = text
+                await self._note(_SAVED_FOR, text)
         await self.host.call("service.put", **wanted)
         await self.host.kv.put(_SERVICE, text)
+        if saved_for:
+            await self._note(_SAVED_FOR, "")  # wanted again later, it is saved for again
         self._running = True
 
     async def _serve(self) -> None:
@@ -184,7 +196,7 @@ class SubStore(SystemPlugin):
 
     async def _save_daily(self) -> None:
         """Save the files if that was last done a day ago; a clock that was set back does not put it off for longer."""
-        last = await self.host.kv.get(_SAVED_AT)
+        last = await self._note_of(_SAVED_AT)
         since_s = time.time() - float(last) if last and last.isdecimal() else DAY_S
         if 0 <= since_s < DAY_S:
             return
@@ -201,8 +213,19 @@ class SubStore(SystemPlugin):
             if error.code == "not_found":
                 return {"id": None, "new": False}
             raise PluginError(error.message) from error
-        await self.host.kv.put(_SAVED_AT, str(int(time.time())))
+        await self._note(_SAVED_AT, str(int(time.time())))
         return made
+
+    async def _note(self, key: str, value: str) -> None:
+        """Keep what was done. Where kv takes no more it counts until the next start, so that it is not done over and
+        over.
+        """
+        self._noted[key] = value
+        with contextlib.suppress(HostError):
+            await self.host.kv.put(key, value)
+
+    async def _note_of(self, key: str) -> str | None:
+        return self._noted[key] if key in self._noted else await self.host.kv.get(key)
 
     async def _copies(self) -> Any:
         return (await self.host.call("service.saved", name=render.SERVICE))["saved"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
+from latticed.host.program import saved
 from latticed.sdk.base import PluginError
 from latticed.sdk.calls import HostError
 from latticed.system.host import Host
@@ -146,6 +148,84 @@ async def test_other_version_does_not_run_when_the_files_cannot_be_saved(world, 
     await made.do_upgrade({"without_backup": True})
     assert world.did("service.put") == ["service.put"]
     assert (await made.check()).message.startswith("the daily backup failed: expected JSON")
+
+
+@dataclass
+class Busy(World):
+    """A host with real copies, of a backend that writes something else before each look."""
+
+    home: Any = None
+    now_s: Any = None
+    written: int = 0
+
+    async def __call__(self, method, params):
+        if method != "service.save" or method in self.refused:
+            return await super().__call__(method, params)
+        self.asked.append((method, params))
+        self.written += 1
+        (self.home / "data/root.json").write_text(json.dumps({"written": self.written}))
+        now_us = int(self.now_s() * 1_000_000)
+        copy, new = saved.save(
+            self.home, tuple(params["files"]), keep=params["keep"], most_bytes=64 << 20, now_us=now_us
+        )
+        return {"ok": True, "id": copy.id, "new": new}
+
+    def copies(self):
+        """The wall clock of each, in seconds, newest first."""
+        return [copy.at // 1_000_000 for copy in saved.copies(self.home)]
+
+
+@pytest.fixture
+async def busy(tmp_path, clock):
+    """A host whose backend runs since a week, with its seven daily copies."""
+    (tmp_path / "data").mkdir()
+    world = Busy(home=tmp_path, now_s=lambda: clock.now_s)
+    made = await started(world)
+    for _ in range(6):
+        clock.now_s += DAY_S
+        await made._look()
+    assert len(world.copies()) == 7
+    return world
+
+
+DENIED = HostError("egress_blocked", "caps grant latticed.sub-store host=sub.example.org:443")
+
+
+@pytest.mark.parametrize("refused", ["service.put", "kv.put"])
+async def test_changed_configuration_that_is_refused_leaves_the_daily_backups(busy, clock, refused):
+    """It is asked for again and again, and saved for once; also where nothing of that can be kept."""
+    before = busy.copies()
+    busy.refused[refused] = DENIED
+    made = await started(busy, bundle="/opt/2.15.0/backend.js")
+    for _ in range(20):
+        clock.now_s += 15
+        await made._look()
+    assert busy.copies()[1:] == before[:6]
+
+
+async def test_backups_are_daily_while_a_changed_configuration_is_refused(busy, clock):
+    """The backend before goes on. A restart of the plugin changes nothing of that."""
+    busy.refused["service.put"] = DENIED
+    for _ in range(3):
+        made = await started(busy, bundle="/opt/2.15.0/backend.js")
+        for _ in range(3):
+            clock.now_s += DAY_S / 2
+            await made._look()
+    newest = busy.copies()[:4]
+    assert [first - second for first, second in itertools.pairwise(newest)] == [DAY_S] * 3
+    assert (await made.check()).message == DENIED.message
+
+
+async def test_configuration_that_is_wanted_again_is_saved_for_again(busy, clock):
+    """Its backup of then is not what the backend has now."""
+    busy.refused["service.put"] = DENIED
+    await started(busy, bundle="/opt/2.15.0/backend.js")
+    del busy.refused["service.put"]
+    await started(busy)
+    clock.now_s += 60
+    await started(busy, bundle="/opt/2.15.0/backend.js")
+    assert busy.did("service.save", "service.put")[:2] == ["service.save", "service.put"]
+    assert busy.copies()[0] == clock.now_s
 
 
 async def test_service_that_has_kept_nothing_yet_needs_no_backup(world):
