@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
-from latticed.sdk.calls import from_base64, given, to_base64
+from latticed.sdk.calls import HostError, from_base64, given, to_base64
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -69,12 +70,15 @@ class Kv(_Calls):
 
 
 class Log(_Calls):
-    """Lines in the daemon's log, with the plugin's id; `fields` are converted to text."""
+    """Lines in the daemon's log, with the plugin's id; `fields` are converted to text. A line that is refused is left
+    out: what it tells of was done all the same.
+    """
 
     async def write(self, level: str, message: str, **fields: object) -> None:
         """One line of level debug, info, warning or error (log:write)."""
         plain = {name: str(value) for name, value in fields.items()}
-        await self._ask("log.write", {"level": level, "message": message, "fields": plain})
+        with contextlib.suppress(HostError):
+            await self._ask("log.write", {"level": level, "message": message, "fields": plain})
 
     async def info(self, message: str, **fields: object) -> None:
         """See write (log:write)."""

@@ -64,7 +64,8 @@ class Cloudflared(SystemPlugin):
         self._puts: dict[str, _Put] = {}
         self._watched: set[str] = set()
         self._seen: _Seen | None = None
-        self._fault = self._unwatched = ""
+        self._fault = ""
+        self._aside: list[str] = []  # refusals at the last look that say nothing of the tunnels
         self._known: dict[str, alerts.KnownTrouble] = {}
         self._hostname: str | None = None
         # Actions look, too: two at once would make the same calls twice.
@@ -91,7 +92,7 @@ class Cloudflared(SystemPlugin):
         if self._fault or self._seen is None:
             return Health("degraded", self._fault or "the tunnels were not looked at yet")
         wrong = [f"{one.name}: {one.code}: {one.message}" for one in self._seen.states if one.level in _TROUBLE]
-        wrong += [*self._origins_down(self._seen), *([self._unwatched] if self._unwatched else [])]
+        wrong += [*self._origins_down(self._seen), *self._aside]
         if wrong:
             return Health("degraded", _told(wrong))
         waiting = [one.name for one in self._seen.states if one.level == "pending"]
@@ -148,13 +149,21 @@ class Cloudflared(SystemPlugin):
             try:
                 await self._put_tunnels()
                 seen = await self._looked()
-                await self._remove_others(seen)
-                await self._put_monitors(seen)
             except HostError as error:
                 self._fault = str(error)
                 return
-            self._fault, self._seen = "", seen
-            await self._tell(seen)
+            aside = []
+            # Each for itself: what one of them is refused must not hide the tunnels, nor hold up the others.
+            for step, without in (
+                (self._remove_others, "what is not configured goes on"),
+                (self._watch, "origins are not watched"),
+                (self._tell, "the operator cannot be told"),
+            ):
+                try:
+                    await step(seen)
+                except HostError as error:
+                    aside.append(f"{without}: {error}")
+            self._fault, self._seen, self._aside = "", seen, aside
 
     async def _put_tunnels(self) -> None:
         for wanted in self._intent.tunnels:
@@ -184,7 +193,7 @@ class Cloudflared(SystemPlugin):
             states.of_tunnel(one, views.get(one.name), refused=put.refused, in_force=put.in_force)
             for one, put in zip(self._intent.tunnels, self._puts.values(), strict=True)
         ]
-        return _Seen(states=every, views=views, monitors=await self._monitors())
+        return _Seen(states=every, views=views)
 
     async def _remove_others(self, seen: _Seen) -> None:
         """Delete tunnels that are not configured (any more)."""
@@ -212,44 +221,38 @@ class Cloudflared(SystemPlugin):
                 return found
             after = page["next"]
 
-    async def _put_monitors(self, seen: _Seen) -> None:
-        """Have each origin watched. What is refused is told, and tried again at the next look."""
+    async def _watch(self, seen: _Seen) -> None:
+        """Have each origin watched, and note in `seen` what its monitor says."""
         wanted = render.monitors(self._intent)
-        try:
-            for name in seen.monitors.keys() - wanted.keys():
-                await self.host.call("monitor.delete", name=name)
-            for name, monitor in wanted.items():
-                if name not in self._watched:
-                    await self.host.call("monitor.put", **monitor)
-                    self._watched.add(name)
-        except HostError as error:
-            self._unwatched = f"origins are not watched: {error}"
-        else:
-            self._unwatched = ""
+        seen.monitors = await self._monitors()
+        for name in seen.monitors.keys() - wanted.keys():
+            await self.host.call("monitor.delete", name=name)
+        for name, monitor in wanted.items():
+            if name not in self._watched:
+                await self.host.call("monitor.put", **monitor)
+                self._watched.add(name)
 
     # Telling.
 
     async def _tell(self, seen: _Seen) -> None:
-        """Log what has changed, and notify the operator of what `alerts` says."""
-        now_s = asyncio.get_running_loop().time()
+        """Notify the operator of what `alerts` says, and log it. What could not be sent is told at the next look."""
+        now_s, refused = asyncio.get_running_loop().time(), None
         for state in seen.states:
             before = self._known.get(state.name, alerts.KnownTrouble())
             now, alert = alerts.after(before, state, await self._host_name(), now_s=now_s)
             try:
                 if alert is not None:
-                    await self.host.call(
-                        "notify.send",
-                        title=alert.title,
-                        body=alert.body,
-                        severity=alert.severity,
-                        event=alert.event,
-                        dedupe=alert.dedupe,
+                    await self.tell(
+                        alert.title, alert.body, severity=alert.severity, event=alert.event, dedupe=alert.dedupe
                     )
-                    await self.host.log.write("info" if alert.severity == "info" else "warning", alert.title)
             except HostError as error:
-                self._fault = f"the operator cannot be told: {error}"  # it is told at the next look
-            else:
-                self._known[state.name] = now
+                refused = error
+                continue
+            self._known[state.name] = now
+            if alert is not None:
+                await self.host.log.write("info" if alert.severity == "info" else "warning", alert.title)
+        if refused is not None:
+            raise refused
 
     async def _host_name(self) -> str:
         if self._hostname is None:

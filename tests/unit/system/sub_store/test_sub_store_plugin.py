@@ -288,6 +288,12 @@ async def test_restore_saves_what_is_there_first_and_spares_the_wanted_one(world
     assert (saved["keep"], saved["spare"]) == (7, reverted["id"]) == (7, "20250101T000000Z-01234567")
 
 
+async def test_restore_is_done_though_the_log_takes_nothing(world):
+    made = await started(world)
+    world.refused["log.write"] = HostError("capability_not_granted", "log:write is not granted")
+    assert (await made.do_restore({"id": "20250101T000000Z-01234567"}))["id"] == "20250101T000000Z-01234567"
+
+
 async def test_broken_files_can_be_replaced_though_they_cannot_be_saved(world):
     made = await started(world)
     world.refused["service.save"] = HostError("service_unavailable", "expected JSON in root.json")
