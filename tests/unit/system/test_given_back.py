@@ -12,6 +12,7 @@ import pytest
 from latticed.sdk.base import Health, PluginError
 from latticed.sdk.calls import HostError
 from latticed.system import plugin as system
+from latticed.system.host import Log
 from latticed.system.plugin import SystemPlugin
 from latticed.system.proxy import plugin as proxy
 from latticed.system.wireguard import plugin as wireguard
@@ -167,6 +168,22 @@ async def test_what_an_earlier_one_came_to_is_not_held_against_who_could_not_eve
     await asyncio.gather(loop, return_exceptions=True)
     wanted = (await plugin.do_plan(None))["sha256"]
     assert helper.confirmed == wanted != everything
+
+
+@pytest.mark.parametrize("made", [proxy_of_two, network_of_two])
+async def test_who_is_ended_is_told_so_though_the_log_takes_nothing(made):
+    async def refused(method, _params):
+        raise HostError("capability_not_granted", f"{method} is not granted")
+
+    helper = Helper()
+    helper.log = Log(refused)
+    _, plugin, ben = made(helper)
+    await plugin.started()
+    everything = (await plugin.do_plan(None))["sha256"]
+    await helper.apply(everything)
+    await plugin.do_disable(ben)
+    assert len(helper.tried) == 2
+    assert helper.confirmed == helper.tried[-1] != everything
 
 
 @pytest.mark.parametrize("made", [proxy_of_two, network_of_two])
