@@ -169,7 +169,8 @@ class Tunnel(Calls):
         `tunnel` is its id; of the rules in `ingress` the first that matches counts, and the last one matches all.
         `credentials` or `token` names a file in the operator's `tunnel.credentials_dir`.
 
-        Errors: bad_params names the field or rule; egress_blocked for an origin that was not bound; quota_exceeded.
+        Errors: bad_params names the field or rule; egress_blocked for an origin that was not bound; quota_exceeded;
+        service_unavailable, also when cloudflared did not say in time whether it takes the rules.
         Limits: `tunnel.plugin_tunnels` (2).
         """
         params = given(

@@ -84,14 +84,20 @@ async def request(
 
 
 async def validate(deps: TunnelDeps, config: Path) -> None:
-    """Have cloudflared validate a configuration; Problem bad_params with the last line of its output, or as
-    `request`.
+    """Have cloudflared validate a configuration.
+
+    Problem bad_params when it refuses that, with the last line of its output; service_unavailable when it takes too
+    long, or is killed, which says nothing of the configuration; or as `request`.
     """
     ended, out, err = await _answer(deps, ("tunnel", "--config", str(config), "ingress", "validate"), (config,))
-    if ended is None or ended.status != 0:
-        said = last_words(err or out)
-        found = f"it ended with {ended.status}" if ended else f"it took longer than {ANSWER_S:g} s"
-        raise Problem("bad_params", f"ingress: expected rules that cloudflared takes, {found}{said}")
+    said = last_words(err or out)
+    if ended is None or ended.code != "exited":
+        found = ended.message if ended else f"it took longer than {ANSWER_S:g} s"
+        raise Problem("service_unavailable", f"cloudflared did not say whether it takes the rules: {found}{said}")
+    if ended.status != 0:
+        raise Problem(
+            "bad_params", f"ingress: expected rules that cloudflared takes, it ended with {ended.status}{said}"
+        )
 
 
 async def version(deps: TunnelDeps) -> str:

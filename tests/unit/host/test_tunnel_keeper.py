@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import stat
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from latticed.ledger import programs as rows
 from latticed.model import egress
 from latticed.model.restart import RestartPolicy
 from latticed.settings.programs import TunnelSettings as Settings
+from latticed.system.cloudflared.plugin import HOPELESS
 from tests.house import children, confinements, edges, processes
 
 A, B = Caller(plugin_id="acme.a"), Caller(plugin_id="acme.b")
@@ -347,6 +349,33 @@ async def test_tunnel_validation_is_cancelled_when_plugin_may_not_act(here):
     with pytest.raises(HostError, match="may not have tunnels any more"):
         await asked
     assert (here.row(), here.tunnels.of(A.plugin_id)) == (None, [])
+
+
+def checks():
+    """The cloudflared that checks rules now."""
+    found = set()
+    for pid in tree():
+        with contextlib.suppress(OSError):
+            if b"validate" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.add(pid)
+    return found
+
+
+@pytest.mark.parametrize("end", ["late", "killed"])
+async def test_check_of_tunnel_rules_that_does_not_end_by_itself_says_nothing_of_them(here, monkeypatch, end):
+    """A host that is busy or out of memory: the plugin tries the same rules again."""
+    if end == "late":
+        monkeypatch.setattr("latticed.host.tunnel.command.ANSWER_S", 0.05)
+    asked = asyncio.ensure_future(here.put({"hostname": "ponders.example.com", "service": "http_status:404"}))
+    if end == "killed":
+        await until(checks, "the check to run")
+        (pid,) = checks()
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(HostError, match="took longer than" if end == "late" else "killed by SIGKILL") as refused:
+        await asked
+    assert refused.value.code.value == "service_unavailable"
+    assert refused.value.code.value not in HOPELESS
+    assert (here.row(), tree()) == (None, set())
 
 
 async def test_tunnel_that_is_put_back_while_its_plugin_may_have_none_runs_again_once_it_may(here):
