@@ -156,11 +156,14 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
             self._kept[plugin_id, name] = tunnel
             self._start_permitted(tunnel)
             return tunnel
-        text = "" if spec == tunnel.serving.spec else specs.encode(spec)
-        # Before the trial: a daemon that is killed meanwhile starts with the old spec, and says why.
-        await self._ledger.write(lambda tx: rows.consider(tx, plugin_id, "tunnel", name, text), durable=True)
-        # An earlier trial would store its own spec in the end.
-        await tunnel.stop_trial()
+        text = None
+        # Once more where what serves, and is wanted, was replaced by an earlier trial before that was stopped.
+        while text is None or (not text and spec != tunnel.serving.spec):
+            text = "" if spec == tunnel.serving.spec else specs.encode(spec)
+            # Before the trial: a daemon that is killed meanwhile starts with the old spec, and says why.
+            await self._consider(tunnel, text)
+            # An earlier trial would store its own spec in the end.
+            await tunnel.stop_trial()
         if text:
             self._start_permitted(tunnel)
             self._begin_trial(tunnel, spec)
@@ -217,7 +220,13 @@ class TunnelKeeper(SupervisedKeeper[KeptTunnel]):
         """Remove the candidate from the row, so that the stored spec is the only one again. Problem
         ledger_unavailable.
         """
-        await self._ledger.write(lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, ""))
+        await self._consider(tunnel, "", durable=False)
+
+    async def _consider(self, tunnel: KeptTunnel, text: str, *, durable: bool = True) -> None:
+        """Note the candidate in the row, or that there is none. Problem ledger_unavailable."""
+        await self._ledger.write(
+            lambda tx: rows.consider(tx, tunnel.plugin_id, "tunnel", tunnel.name, text), durable=durable
+        )
 
     def _begin_trial(self, tunnel: KeptTunnel, spec: TunnelSpec) -> None:
         tunnel.trial = asyncio.create_task(self._try(tunnel, spec), name=f"trial {tunnel.plugin_id}/{tunnel.name}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from latticed.host.call import HostError
+from latticed.host.tunnel import spec as specs
 from tests.house import children, edges, origins
 from tests.unit.host.test_tunnel_keeper import A, rule, tree, until, world
 
@@ -92,6 +93,32 @@ async def test_no_request_fails_while_tunnel_rules_change(tmp_path):
         await until(lambda: len(answers) >= after + 5, "more visitors")
         assert len(answers) > 20
         assert [one for one in answers if one != (200, "hello")] == []
+
+
+async def test_rules_that_are_put_while_a_change_connects_serve_in_the_end(tmp_path, monkeypatch):
+    """Put back to what serves: the change replaces that while the ledger notes that nothing is tried any more."""
+    async with published(tmp_path) as (here, edge, service):
+        wanted, gate = here.one.wanted, asyncio.Event()
+        write, connected = here.ledger.write, edge._connected
+
+        async def slow_edge(*streams):
+            await gate.wait()
+            await connected(*streams)
+
+        async def slow_ledger(change, **more):
+            if not gate.is_set():
+                gate.set()
+                await until(lambda: here.one.serving.spec != wanted, "the change to serve")
+            return await write(change, **more)
+
+        monkeypatch.setattr(edge, "_connected", slow_edge)
+        await here.put(rule(HOST, service), rule("one.example.com", service))
+        monkeypatch.setattr(here.ledger, "write", slow_ledger)
+        assert (await here.put(rule(HOST, service)))["trying"]
+        await kept(here)
+        assert [one["hostname"] for one in (await here.status())["ingress"]] == [HOST, ""]
+        row = here.row()
+        assert (specs.decode(row.spec), row.candidate) == (wanted, "")
 
 
 async def test_replaced_connector_finishes_its_requests_and_deletion_does_not_wait_for_them(tmp_path):
