@@ -28,6 +28,7 @@ FIXES: Final = {
     "change_undone": f"correct the configuration and set it again; if the cause was another one, mend that, {_RETRY}",
     "change_interrupted": "it is tried again",
     "egress_blocked": "latticectl caps grant latticed.cloudflared origin=SERVICE, with =ADDRESS behind a name",
+    "bad_params": "correct the configuration and set it again",
     "quota_exceeded": "tunnel.plugin_tunnels of the settings says how many there may be",
     "program_unusable": "tunnel.program of the settings names cloudflared",
     "stopped": "name tunnel.program in the settings, and grant every origin",
