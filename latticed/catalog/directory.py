@@ -38,7 +38,10 @@ THREADS: Final = max(2, min(8, os.cpu_count() or 2))
 LISTED_PER_BUNDLE: Final = 8
 """A listing is read up to so many names for each bundle that there may be; health says how many more there are."""
 START_WAIT_S: Final = 5.0
-"""How long a start waits while nothing is found out about bundles that no record names."""
+"""How long a start waits while nothing is found out about bundles that no record names; of a directory that does not
+answer, or of too many bundles that do not, about the others too."""
+STOP_WAIT_S: Final = 5.0
+"""How long a stop waits for watchdog's thread, which may be in a call that hangs."""
 ACTIVE_LONGEST_S: Final = 1.0
 """What is active and written to without end is judged after so long, whatever the settings say."""
 # Beyond the deadline that bundle.read keeps itself, so that a read that is only slow gets its own, exact refusal.
@@ -71,9 +74,10 @@ class Directory:
         self._post = post
         self._counters = counters
         self._now = judge.clock.monotonic_s
-        deadline_s = judge.limits.deadline_s + _GRACE_S
+        self._deadline_s = judge.limits.deadline_s + _GRACE_S
         # Each batch here is a single job.
-        self._blocking = AbandoningThreads(threads=1, deadline_s=deadline_s)
+        self._blocking = AbandoningThreads(threads=1, deadline_s=self._deadline_s)
+        self._stopping = AbandoningThreads(threads=1, deadline_s=STOP_WAIT_S)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._news = asyncio.Event()
         self._dirty = DirtyNames(self._wake)
@@ -90,7 +94,7 @@ class Directory:
         # Threads of its own for each: reads that hang in one queue take no thread from the other.
         self._recorded_queue, self._other_queue = (
             JudgeQueue(
-                AbandoningThreads(threads=THREADS, deadline_s=deadline_s),
+                AbandoningThreads(threads=THREADS, deadline_s=self._deadline_s),
                 prepare=lambda jobs: self._checker.batch(jobs, self._entries),
                 report=self._take_outcome,
             )
@@ -148,11 +152,13 @@ class Directory:
         self._news.set()
 
     async def start(self) -> None:
-        """Begin to watch, and judge all there is; a bundle that hangs is waited for only if a record names it."""
+        """Begin to watch, and judge all there is; a bundle that hangs is waited for only if a record names it, and its
+        directory answers.
+        """
         self._loop = asyncio.get_running_loop()
         await self._blocking.run(["watcher"], lambda _: self._watcher.start())
         # Before the queues run, so that `idle` below cannot find them empty because nothing was listed yet.
-        await self._scan()
+        answered = await self._scan()
         self._ahead.start(sorted({*self._recorded_queue.waiting, *self._other_queue.waiting}))
         self._tasks = [
             asyncio.create_task(queue.run(), name="catalog queue")
@@ -161,7 +167,10 @@ class Directory:
         for task in self._tasks:
             # Until `stop`, a queue's task ends only by failing: wake `run`, which raises that.
             task.add_done_callback(lambda _: self._news.set())
-        await self._recorded_queue.idle()
+        await self._recorded_queue.idle(START_WAIT_S + (self._deadline_s if answered else 0))
+        # What was not waited for is not gone.
+        missed = {*self._recorded_queue.waiting, *self._recorded_queue.judging}.difference(self._entries)
+        self._record(dict.fromkeys(missed, reasons.no_answer(self._judge.limits.deadline_s)))
         await self._other_queue.idle(START_WAIT_S)
         self._ahead.stop()
 
@@ -190,7 +199,7 @@ class Directory:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mounts.close()
         # On a thread: closing joins watchdog's thread, which may be inside a call to a slow file system.
-        await self._blocking.run(["stop"], lambda _: self._watcher.close())
+        await self._stopping.run(["stop"], lambda _: self._watcher.close())
 
     def judge_once(self, name: str) -> Verdict | None:
         """The verdict on one bundle, read and hashed now, without remembering it; None when there is none. Blocks."""
@@ -258,8 +267,8 @@ class Directory:
         self._watcher.stop()
         self._watcher.start()
 
-    async def _scan(self) -> None:
-        """List the directory; what is gone is posted, everything else is looked at."""
+    async def _scan(self) -> bool:
+        """List the directory; what is gone is posted, everything else is looked at. Whether it answered in time."""
         # Before listing: a request that comes during the scan may be about what the scan has already passed.
         self._schedule.scan_began()
         began_s = self._now()
@@ -272,6 +281,7 @@ class Directory:
             self._apply_listing(listing)
         else:
             self._cannot_list(outcome.failed.get("list"))
+        return not outcome.stuck
 
     def _apply_listing(self, listing: Listing) -> None:
         """Take in what is in the directory: what is gone is posted, all else queued to be compared."""
@@ -279,8 +289,7 @@ class Directory:
         # A listing that was cut says nothing of who is gone: names known from before are looked at one by one.
         names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._recorded)
         self._unlisted = max(0, listing.unlisted - len(names.difference(listing.names)))
-        # Names that are gone need no watch, and no judgement.
-        self._watcher.retain(names)
+        # Names that are gone need no judgement.
         self._recorded_queue.retain(names)
         self._other_queue.retain(names)
         self._uncounted &= names

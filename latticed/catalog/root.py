@@ -49,9 +49,10 @@ class Root:
 
 
 class Shared:
-    """One Root for the threads of a batch: opened by the first that enters, closed by `close` or the last that leaves.
+    """One Root for the threads of a batch: of the first that has it open, closed by `close` or the last that leaves.
 
-    A thread that is stuck keeps it open, so that the number of its descriptor means nothing else meanwhile.
+    A thread that is stuck keeps it open, so that the number of its descriptor means nothing else meanwhile. The lock is
+    not held while it is opened: `close`, on the event loop, would wait as long as the file system does not answer.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,10 +70,16 @@ class Shared:
 
     def __enter__(self) -> Root:
         with self._lock:
-            if self._root is None:
-                self._root = open_root(self._path)
+            if (root := self._root) is not None:
+                self._users += 1
+                return root
+        opened = open_root(self._path)
+        with self._lock:
             self._users += 1
-            return self._root
+            root = self._root = self._root or opened
+        if root is not opened:  # another thread was quicker
+            opened.close()
+        return root
 
     def __exit__(self, *_: object) -> None:
         with self._lock:

@@ -178,7 +178,7 @@ def has_changed(name: str, root: Root, known: Fingerprint) -> bool:
 
 
 def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
-    """Watch the plugin directory and list it, without looking at what it lists.
+    """Watch the plugin directory and list it, without looking at what it lists; watches of what is gone end.
 
     Of more than `most` names those that readdir(3) returns first are taken. Problem directory_missing or
     directory_unreadable.
@@ -209,6 +209,8 @@ def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
         raise Problem("directory_unreadable", detail, "the daemon's user must be able to list and enter it") from error
     finally:
         root.close()
+    if not unlisted:
+        watcher.retain(names)  # here, not on the event loop: it waits for a watch that is being made
     return Listing(names=frozenset(names), unlisted=unlisted)
 
 

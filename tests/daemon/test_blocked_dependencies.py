@@ -71,10 +71,10 @@ def pings(daemon):
         daemon.expect_notice("WATCHDOG=1")
 
 
-def goes_on(daemon, pid):
-    """Check that the daemon pings, stops a tampered plugin, and reloads."""
+def goes_on(daemon, pid, among=None):
+    """Check that the daemon pings, stops a tampered plugin (of `among`, or the plugin directory), and reloads."""
     pings(daemon)
-    bundles.tamper(daemon.place.plugins / "acme.demo" / "artifact")
+    bundles.tamper((among or daemon.place.plugins) / "acme.demo" / "artifact")
     daemon.until(lambda: not os.path.exists(f"/proc/{pid}"), "the tampered plugin's process to be gone")
     daemon.until_state("failed", code="digest_mismatch")
     daemon.signal(signal.SIGHUP)
@@ -207,6 +207,60 @@ def test_full_notify_socket_does_not_block_the_daemon(place, acme):
         daemon.until(lambda: len(daemon.log("settings_loaded")) == 1, "the reload")
         goes_on(daemon, pid)
         ends(daemon)
+
+
+def armed_from_both(daemon, acme):
+    """A daemon with acme.other from the plugin directory and acme.demo from the market's; that one's pid."""
+    daemon.place.drop("acme.other", author=acme, id="acme.other", v2=True)
+    bundles.drop(daemon.place.state / "bundles", "acme.demo", author=acme, v2=True)
+    daemon.activate("acme.other")
+    return daemon.activate()["runtime"]["pid"]
+
+
+@contextlib.contextmanager
+def unanswered(place):
+    """The plugin directory answers nothing, as on a dead network mount."""
+    with hanging_mounts.mounted(place.plugins, {}, uid=place.uid) as there:
+        there.stall()
+        yield there
+
+
+@pytest.mark.root
+def test_plugin_directory_that_does_not_answer_blocks_neither_the_daemon_nor_other_directories(place, acme):
+    """While the daemon runs, and from its start on; what is in the directory counts as unreadable."""
+    place.set("[limits]\nread_deadline_s = 5.0")
+    market = place.state / "bundles"
+    with place.running() as daemon:
+        pid = armed_from_both(daemon, acme)
+        with unanswered(place):
+            daemon.until_state("failed", "acme.other", code="unreadable")
+            goes_on(daemon, pid, market)
+            ends(daemon)
+    bundles.tamper(market / "acme.demo" / "artifact")
+    with unanswered(place), place.running() as daemon:
+        daemon.until_state("failed", "acme.other", code="unreadable")
+        goes_on(daemon, daemon.until_state("armed")["runtime"]["pid"], market)
+        ends(daemon)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("who", ["scan", "watcher"])
+def test_plugin_directory_that_does_not_answer_does_not_block_the_end(place, acme, who):
+    """However long a bundle may take to be read: neither a scan nor the thread that watches is waited for."""
+    place.set("[limits]\nread_deadline_s = 600.0")
+    with place.running() as daemon:
+        armed_from_both(daemon, acme)
+        with contextlib.ExitStack() as stack:
+            beneath = os.open(place.plugins, os.O_PATH)
+            stack.callback(os.close, beneath)
+            there = stack.enter_context(unanswered(place))
+            if who == "watcher":
+                os.mkdir("late", dir_fd=beneath)
+            else:
+                daemon.signal(signal.SIGHUP)
+                assert "STATUS=reloaded" in daemon.expect_notice("READY=1")
+            there.wait_for_somebody()
+            assert daemon.stop() == 0
 
 
 @pytest.fixture

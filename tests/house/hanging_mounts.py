@@ -136,10 +136,11 @@ class Mount:
 
 @contextlib.contextmanager
 def mounted(path: Path, files: dict[str, bytes], *, uid: int) -> Iterator[Mount]:
-    """Mount `files` at `path`, which is made. Requests that still wait at the end get an error."""
+    """Mount `files` at `path`, which is made if it is missing. Requests that still wait at the end get an error."""
     if os.getuid() != 0 or not os.path.exists("/dev/fuse"):
         pytest.skip("a file system that stops answering needs uid 0 and /dev/fuse")
-    path.mkdir()
+    made = not path.exists()
+    path.mkdir(exist_ok=True)
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={fd},rootmode=40755,user_id=0,group_id=0,allow_other".encode()
@@ -158,4 +159,5 @@ def mounted(path: Path, files: dict[str, bytes], *, uid: int) -> Iterator[Mount]
         os.close(end)
         os.close(fd)  # ends the connection: whoever waits gets an error
         libc.umount2(os.fsencode(path), _MNT_DETACH)
-        path.rmdir()
+        if made:
+            path.rmdir()

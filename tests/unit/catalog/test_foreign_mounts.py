@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from pathlib import Path
@@ -116,6 +117,36 @@ async def test_plugin_directory_whose_listing_hangs_is_a_problem(plugins: Path, 
             await until(lambda: seen.catalog.counters["judged"] >= judged + 2)
             assert set(map(seen.code, ("plugins/a-demo", "plugins/z-other"))) == {"verified"}
             assert all(len(seen.told(name)) == 1 for name in seen.now)
+
+
+async def test_start_does_not_wait_for_each_bundle_of_a_directory_that_does_not_answer(
+    plugins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them records name: they count as unreadable, not as gone, and verify once it answers."""
+    monkeypatch.setattr("latticed.catalog.directory.START_WAIT_S", 0.3)
+    trusted = catalogs.trusting(ACME)
+    catalog = Catalog(
+        {"plugins": plugins},
+        policy=lambda: trusted,
+        host_version=catalogs.HOST_VERSION,
+        clock=SystemClock(),
+        watch=WatchSettings(rescan_s=0.5),
+        limits=ReadLimits(deadline_s=0.2),
+    )
+    recorded = {f"plugins/{name}" for name in ("a-demo", *(f"b-{number}" for number in range(40)))}
+    for name in recorded:
+        catalog.mark_recorded(name)
+    async with contextlib.AsyncExitStack() as stack:
+        mount = stack.enter_context(contextlib.ExitStack())
+        mount.enter_context(fuse.mounted(plugins, hangs=set(fuse.EVERYTHING)))
+        async with asyncio.timeout(catalogs.DEADLINE_S):
+            await stack.enter_async_context(catalog)
+        first = await anext(catalog.changes())
+        assert {(seen.name, seen.verdict and catalogs.plain(seen.verdict)) for seen in first} == {
+            (name, "unreadable") for name in recorded
+        }
+        mount.close()
+        await until(lambda: isinstance(catalogs.verdicts(catalog).get("plugins/a-demo"), Verified))
 
 
 async def test_hanging_bundle_does_not_stand_for_one_of_its_name_in_another_directory(tmp_path: Path) -> None:

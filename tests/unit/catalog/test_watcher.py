@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import threading
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from latticed.catalog.directory import Directory
+from latticed.catalog.scanner import Listing
 from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs, forks
 from tests.house.catalogs import until
@@ -113,6 +115,30 @@ async def test_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Path
         bundles.tamper(plugins / "demo" / "artifact")
         await until(lambda: seen.code("plugins/demo") == "digest_mismatch")
         assert _kernel_watches() == 2
+
+
+async def test_event_loop_does_not_wait_for_a_watch_that_is_being_made(plugins: Path) -> None:
+    """inotify_add_watch(2) may wait for a file system that does not answer, with the watcher's lock held."""
+    bundles.drop(plugins, "demo", author=ACME)
+    async with catalogs.watching(plugins, ACME) as seen:
+        directory, held, over = directory_of(seen), threading.Event(), threading.Event()
+        ended: list[bool] = []
+
+        def hold() -> None:
+            with directory._watcher._lock:
+                held.set()
+                ended.append(over.wait(5))
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        try:
+            await asyncio.to_thread(held.wait)
+            directory._apply_listing(Listing(names=frozenset({"demo"}), unlisted=0))
+            assert directory.problems() == ()
+        finally:
+            over.set()
+            holder.join()
+        assert ended == [True]
 
 
 async def test_inotify_watches_take_no_descriptor_per_bundle(plugins: Path) -> None:
