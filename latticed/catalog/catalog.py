@@ -115,7 +115,7 @@ class Catalog:
     async def changes(self) -> AsyncIterator[tuple[Sighting, ...]]:
         """All changes, in batches, for one reader. The first batch is all that the first scan found, even if nothing.
 
-        Later ones hold what changed since: another identity or artifact, another code, gone. A name that changes
+        Later ones hold what changed since: another identity or artifact, another refusal, gone. A name that changes
         several times while the reader is busy is reported once, as it is now. Raises what ended the task of a
         directory; RuntimeError for a second reader.
         """

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from latticed.kit.value import Value
-from latticed.model.verdict import Refused, Verdict, Verified
+from latticed.model.verdict import Verdict, Verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,18 +23,16 @@ class Sighting(Value, frozen=True, kw_only=True):
 
 
 def same(one: Verdict | None, other: Verdict | None) -> bool:
-    """Whether `other` after `one` is no change: the same identity, artifact and key, the same code, or gone.
+    """Whether `other` after `one` is no change: the same identity, artifact and key, the same refusal, or gone.
 
-    Of refused ones the identity, too: which version it is decides whether it stops the plugin (`presence`).
+    Of a refusal all counts: `latticectl rejected` shows its reason, its hint, and what the bundle claims to be.
     """
     match one, other:
         case Verified(), Verified():
             # The key, too: the same content may come signed by another key, which replaces the stored signature.
             return (one.identity, one.artifact_sha256, one.key) == (other.identity, other.artifact_sha256, other.key)
-        case Refused(), Refused():
-            return (one.code, one.identity) == (other.code, other.identity)
         case _:
-            return one is None and other is None
+            return one == other
 
 
 class Coalescer:

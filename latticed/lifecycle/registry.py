@@ -133,7 +133,9 @@ class Registry:
         if isinstance(before, Verified):
             self._disclaim(before.manifest.id, seen.name)
             touched.add(before.manifest.id)
-        if seen.name not in self._sources:  # otherwise `refresh` records an event of the plugin
+        # Shown with its new words by `rejected`, but neither recorded nor logged again.
+        told = verdicts.is_told(before, seen.verdict)
+        if seen.name not in self._sources and not told:  # otherwise `refresh` records an event of the plugin
             self._record_unclaimed(seen, before if isinstance(before, Refused) else None)
         match seen.verdict:
             case Verified() as verdict:
@@ -144,7 +146,8 @@ class Registry:
                 touched.add(verdict.manifest.id)
             case Refused() as verdict:
                 self._verdicts[seen.name] = verdict
-                self._refused_log.tell(bundle=seen.name, code=verdict.code, reason=verdict.reason)
+                if not told:
+                    self._refused_log.tell(bundle=seen.name, code=verdict.code, reason=verdict.reason)
             # The bundle is gone: taking out the old verdict, above, was all.
             case None:
                 pass

@@ -8,11 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from latticed.model.audit import DAEMON, Event
+from latticed.model.verdict import Refused
 
 if TYPE_CHECKING:
     from latticed.lifecycle.presence import Presence
     from latticed.model.lifecycle import Record
-    from latticed.model.verdict import Refused
+    from latticed.model.verdict import Verdict
+
+
+def is_told(before: Verdict | None, after: Verdict | None) -> bool:
+    """Whether a refusal is, but for its words, the one before: the same code, and the same bundle by its identity."""
+    match before, after:
+        case Refused(), Refused():
+            return (before.code, before.identity) == (after.code, after.identity)
+        case _:
+            return False
 
 
 def of_plugin(record: Record, before: Presence | None, after: Presence) -> Event | None:

@@ -20,12 +20,13 @@ def refused(code: Code, reason: str = "") -> Refused:
     return Refused(code=code, reason=reason)
 
 
-def test_sightings_are_same_if_identity_artifact_or_code_is() -> None:
-    """Identity and artifact of verified bundles count, the code of refused ones, the absence of removed ones."""
+def test_sightings_are_same_if_identity_and_artifact_or_refusal_are() -> None:
+    """Identity and artifact of verified bundles count, all that a refusal says, the absence of removed ones."""
     assert same(verified("1"), verified("1"))
     assert not same(verified("1"), verified("2"))
     assert not same(verified("1"), verified("1", artifact="b"))
-    assert same(refused(Code.UNREADABLE, "one"), refused(Code.UNREADABLE, "other"))
+    assert same(refused(Code.UNREADABLE, "one"), refused(Code.UNREADABLE, "one"))
+    assert not same(refused(Code.UNREADABLE, "one"), refused(Code.UNREADABLE, "other"))
     assert not same(refused(Code.UNREADABLE), refused(Code.MANIFEST_INVALID))
     assert not same(verified("1"), refused(Code.UNREADABLE))
     assert not same(None, verified("1"))

@@ -118,6 +118,30 @@ async def test_bundle_that_verifies_after_refusal_is_recorded():
         await until_told(home, "", target="theirs", action="bundle.verdict")
 
 
+async def test_rejected_bundle_is_shown_as_it_is_now_and_recorded_once():
+    """An author mends one error after the other, and changes the id; the code stays the same."""
+    async with in_process.opened(author=ACME) as home:
+        place, rejected = home.plugin_dir / "demo", home.app.api.lifecycle.rejected
+
+        async def put(reason, **fields):
+            raw = json.dumps({**bundles.manifest_v1(publisher="acme"), **fields}).encode()
+            if place.exists():
+                (place / "fresh").write_bytes(raw)
+                (place / "fresh").rename(place / "manifest.json")
+            else:
+                bundles.write(home.plugin_dir / ".demo", raw).rename(place)
+            await in_process.until(lambda: any(reason in found.reason for found in rejected().values()), reason)
+            return rejected()["plugins/demo"]
+
+        assert (await put("'naem'", naem="Demo")).code == "manifest_invalid"
+        assert (await put("at least one", capabilities=[])).code == "manifest_invalid"
+        assert len(told(home, "bundle.verdict", target="demo")) == 1
+        for plugin_id, capability in (("acme.one", "kv:raed"), ("acme.two", "kv:wirte")):
+            found = await put(capability, id=plugin_id, capabilities=[capability])
+            assert (found.code, found.manifest.id) == ("unknown_capability", plugin_id)
+        assert len(told(home, "bundle.verdict", target="demo")) == 2
+
+
 async def test_renaming_thousands_of_bundles_does_not_flood_audit():
     """Events up to the quota, then counts; events of a plugin in that time are still recorded singly."""
     async with in_process.opened(author=ACME) as home:
