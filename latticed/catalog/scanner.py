@@ -38,8 +38,8 @@ _UNSETTLED: Final = frozenset({Code.UNREADABLE, Code.CHANGED_WHILE_READING})
 """Verdicts that may differ next time although the files' metadata is the same."""
 
 _RACY_NS: Final = 100_000_000
-"""A file that changed less than this before it was read may change again with the same times, as many file systems keep
-them at the resolution of a kernel tick. Its entry is not compared: the next scan reads it again.
+"""A file that changed less than this before it was read, or since, may change again with the same times, as many file
+systems keep them at the resolution of a kernel tick. Its entry is not compared: the next scan reads it again.
 """
 
 
@@ -109,6 +109,7 @@ class Judge(Value, frozen=True, kw_only=True):
         the answer is `known` itself in that case. Never raises for a bad bundle.
         """
         # Before reading: what changes while it is read differs from this at the next comparison.
+        began_us = self.clock.wall_us()
         stamps = read.fingerprint(name, beneath=root.fd)
         before = _packed(root, stamps)
         same = known is not None and known.fingerprint == before
@@ -122,7 +123,9 @@ class Judge(Value, frozen=True, kw_only=True):
         except BundleRefused as refused:
             verdict = refused.fault
         # An entry that may not be compared has no fingerprint: the next scan reads the bundle again.
-        comparable = self._comparable(stamps) and not (isinstance(verdict, Refused) and verdict.code in _UNSETTLED)
+        comparable = self._comparable(stamps, began_us) and not (
+            isinstance(verdict, Refused) and verdict.code in _UNSETTLED
+        )
         return DirectoryEntry(
             verdict=verdict,
             fingerprint=before if comparable else None,
@@ -130,11 +133,12 @@ class Judge(Value, frozen=True, kw_only=True):
             interpreter=source.interpreter if source is not None else "",
         )
 
-    def _comparable(self, found: tuple[read.Stamp | None, read.Stamp | None]) -> bool:
-        """Whether a later look that finds the same fingerprint finds the same bytes."""
-        now_ns = self.clock.wall_us() * 1000
-        # By ctime, which unlike mtime nobody can set (utimensat(2)).
-        return all(stamp is not None and now_ns - stamp[-1] > _RACY_NS for stamp in found)
+    def _comparable(self, found: tuple[read.Stamp | None, read.Stamp | None], began_us: int) -> bool:
+        """Whether a later look that finds the same fingerprint finds the same bytes; all was read since `began_us`."""
+        first_ns, last_ns = began_us * 1000 - _RACY_NS, self.clock.wall_us() * 1000 + _RACY_NS
+        # By ctime, which unlike mtime nobody can set (utimensat(2)). Nor will one that is ahead, as after the clock was
+        # set back, be that of a change to come.
+        return all(stamp is not None and not first_ns <= stamp[-1] <= last_ns for stamp in found)
 
 
 @dataclass(slots=True, eq=False)
