@@ -178,7 +178,9 @@ class Watcher:
         """
         # Without the lock, since this is all that happens to most names in most scans; _arm asks again with it.
         known = self._watches.get(name)
-        if known is not None and (known.inode, known.every_write) == (inode, name in self.active):
+        is_armed = known is not None and (known.inode, known.every_write) == (inode, name in self.active)
+        # It keeps its watch beneath what is mounted on it, and where it could not be opened for another one.
+        if is_armed and name not in self._mounted and name not in self._unwatched:
             return
         try:
             with files.closing(os.open(name, _PATH_ONLY, dir_fd=root.fd)) as place:
@@ -203,13 +205,15 @@ class Watcher:
             # Again, now with the lock: watchdog's thread arms new bundles while a scan does the same.
             known = self._watches.get(name)
             is_armed = known is not None and (known.inode, known.every_write) == (inode, every_write)
-            if self._root is None or self._root.inode != root.id or is_armed:
+            if self._root is None or self._root.inode != root.id:
                 return
-            try:
-                made = self._add(f"/proc/self/fd/{place}/.", inode, _BundleEvents(self, name), every_write=every_write)
-            finally:  # only now: the kernel has one watch for one directory, which is never without it
-                self._disarm(name)
-            self._watches[name] = made
+            if not is_armed:
+                try:
+                    callback = _BundleEvents(self, name)
+                    made = self._add(f"/proc/self/fd/{place}/.", inode, callback, every_write=every_write)
+                finally:  # only now: the kernel has one watch for one directory, which is never without it
+                    self._disarm(name)
+                self._watches[name] = made
             self._unwatched.discard(name)
 
     def retain(self, names: Collection[str]) -> None:

@@ -56,6 +56,20 @@ async def test_bundle_on_unreadable_mount_is_refused_alone(plugins: Path) -> Non
                 await until(lambda: seen.code("plugins/evil") == "manifest_missing")
 
 
+async def test_bundle_on_which_something_was_mounted_is_watched_again(plugins: Path) -> None:
+    """While another bundle that verifies is mounted there, scans are frequent; afterwards they need not be."""
+    tree = {part: (plugins / "z-other" / part).read_bytes() for part in ("manifest.json", "artifact")}
+    async with catalogs.watching(plugins, ACME) as seen:
+        (directory,) = seen.catalog._directories.values()
+        assert directory._watched()
+        with fuse.mounted(plugins / "z-other", tree):
+            await until(lambda: directory._watcher.mounted and not directory._watched())
+        await until(lambda: directory._watched() and not directory._watcher.mounted)
+        bundles.tamper(plugins / "z-other" / "artifact")
+        await until(lambda: seen.code("plugins/z-other") == "digest_mismatch")
+        assert seen.catalog.counters["events"] > 0
+
+
 async def test_hanging_mounts_do_not_delay_other_bundles(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the start nor a change of recorded bundles waits for their deadline."""
     monkeypatch.setattr("latticed.catalog.directory.START_WAIT_S", 0.3)

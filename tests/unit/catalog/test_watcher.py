@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
+from latticed.catalog import root as roots
 from latticed.catalog.directory import Directory
+from latticed.catalog.dirty_names import DirtyNames
 from latticed.catalog.scanner import Listing
+from latticed.catalog.watcher import Watcher
 from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs, forks
 from tests.house.catalogs import until
@@ -115,6 +119,31 @@ async def test_removed_bundle_is_no_longer_watched(plugins: Path, tmp_path: Path
         bundles.tamper(plugins / "demo" / "artifact")
         await until(lambda: seen.code("plugins/demo") == "digest_mismatch")
         assert _kernel_watches() == 2
+
+
+def test_bundle_that_could_not_be_opened_once_is_no_longer_counted_as_unwatched(plugins: Path) -> None:
+    """No descriptor was left when each write to it was to be reported, which is not wanted any more."""
+    found = bundles.drop(plugins, "demo", author=ACME).path.stat()
+    watcher, inode = Watcher(plugins, dirty=DirtyNames(lambda: None)), (found.st_dev, found.st_ino)
+    watcher.start()
+    root = roots.open_root(plugins)
+    try:
+        watcher.arm_root(root)
+        watcher.arm("demo", root, inode)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        watcher.active.add("demo")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            watcher.arm("demo", root, inode)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert watcher.failure == "1 bundles are not watched (Too many open files)"
+        watcher.active.discard("demo")
+        watcher.arm("demo", root, inode)
+        assert watcher.failure == ""
+    finally:
+        root.close()
+        watcher.close()
 
 
 async def test_event_loop_does_not_wait_for_a_watch_that_is_being_made(plugins: Path) -> None:
