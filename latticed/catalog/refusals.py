@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from latticed.bundle import refusal
 from latticed.catalog.scanner import DirectoryEntry
 from latticed.model.errors import Problem
 from latticed.model.verdict import Code, Refused
@@ -29,9 +30,10 @@ def no_answer(deadline_s: float) -> DirectoryEntry:
 
 def failed(error: Exception) -> DirectoryEntry:
     """The entry of a bundle whose judgement raised: an OSError of the disk, or a fault of ours, which is logged."""
-    if not isinstance(error, OSError):
-        _log.error("judgement_failed", exc_info=error)
-    return _unreadable(f"expected to judge the bundle, found: {getattr(error, 'strerror', None) or error}")
+    if isinstance(error, OSError):
+        return DirectoryEntry(verdict=refusal.unreadable("the bundle directory", error).fault)
+    _log.error("judgement_failed", exc_info=error)
+    return _unreadable(f"expected to judge the bundle, found: {error}")
 
 
 def in_unreadable_directory() -> DirectoryEntry:

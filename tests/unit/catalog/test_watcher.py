@@ -16,6 +16,7 @@ from latticed.catalog.directory import Directory
 from latticed.catalog.dirty_names import DirtyNames
 from latticed.catalog.scanner import Listing
 from latticed.catalog.watcher import Watcher
+from latticed.model.verdict import Refused
 from latticed.settings import WatchSettings
 from tests.house import bundles, catalogs, forks
 from tests.house.catalogs import until
@@ -228,7 +229,7 @@ def test_catalog_works_by_timer_without_inotify(tmp_path: Path) -> None:
 
 @forks.as_root
 def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
-    """The test runs as an unprivileged user. Another bundle verifies meanwhile."""
+    """The test runs as an unprivileged user. Another bundle verifies meanwhile; the hint says what to look at."""
     plugins = _foreign_directory(tmp_path)
 
     async def story() -> None:
@@ -237,6 +238,10 @@ def test_unreadable_bundle_recovers_after_chmod(tmp_path: Path) -> None:
         async with catalogs.watching(plugins, ACME) as seen:
             bundle.path.chmod(0)
             await until(lambda: seen.code("plugins/demo") == "unreadable")
+            refused = seen.now["plugins/demo"]
+            assert isinstance(refused, Refused)
+            assert refused.reason == "expected to read the bundle directory, found: Permission denied"
+            assert refused.hint.startswith("check permissions")
             bundle.path.chmod(0o755)
             await until(lambda: seen.code("plugins/demo") == "verified")
             assert seen.told("plugins/other") == [catalogs.plain(seen.now["plugins/other"])]
