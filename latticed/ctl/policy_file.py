@@ -131,9 +131,15 @@ def _lock_file(place: Path, directory: int) -> int:
 
 
 def write(path: Path, new: policy.TrustPolicy) -> None:
-    """Replace `path`, links in it followed, or make it (mode 0644); Problem "policy_denied" when the caller may not."""
+    """Replace `path`, links in it followed, or make it (mode 0644).
+
+    Problem "policy_denied" when the caller may not, "too_large" and "policy_invalid" for what nobody could read then.
+    """
     data = policy.encode(new)
-    policy.decode(data)  # refuse to write what the daemon could not read
+    if len(data) > MAX_BYTES:
+        detail = f"{path}: expected a trust policy of at most {MAX_BYTES} bytes, found {len(data)}; it was not changed"
+        raise Problem("too_large", detail, "revoke a key or `id@*` instead of so many digests or versions")
+    policy.decode(data)
     try:
         files.replace(path.resolve(), data, mode=_MODE)
     except OSError as error:

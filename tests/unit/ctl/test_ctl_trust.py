@@ -115,6 +115,20 @@ def test_invalid_policy_file_is_an_error_and_unchanged(trust):
     assert trust("add", "acme", ACME, code=2) == {"x": 1}
 
 
+def test_policy_that_would_be_too_large_to_be_read_is_not_written(trust, ctl):
+    """What was revoked before stays so; it can still be read and edited."""
+    revoked = [f"{number:064x}" for number in range(14_000)]
+    trust.path.parent.mkdir()
+    trust.path.write_text(json.dumps({"trusted_publishers": {"acme": ACME}, "revoked": {"digests": revoked}}))
+    assert len(trust("revoke", "--digest", "ab" * 32)["revoked"]["digests"]) == 14_001
+    before = trust.path.read_bytes()
+    more = [f"--digest={number:064x}" for number in range(14_000, 14_200)]
+    ran = ctl("trust", "revoke", *more, "--trust", str(trust.path))
+    assert (ran.code, trust.path.read_bytes()) == (1, before)
+    assert "expected a trust policy of at most 1048576 bytes, found" in ran.err
+    assert trust("revoke", "--plugin", "acme.demo@*")["revoked"]["plugins"] == ["acme.demo@*"]
+
+
 def test_linked_policy_file_stays_a_link(trust, tmp_path):
     trust.path.parent.mkdir()
     (tmp_path / "real.json").write_bytes(b"{}")
