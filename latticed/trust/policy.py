@@ -240,11 +240,13 @@ def revoked_digest(value: Any, where: str) -> str:
 def revoked_plugin(value: Any, where: str) -> str:
     """`id@version` (nothing after the @ for a plugin without version) or `id@*`; Problem policy_invalid at `where`.
 
-    Versions of v1 manifests are any text, so only length and printable characters are checked.
+    Versions of v1 manifests are any text, so only what they may not be either is refused: long, or with control
+    characters.
     """
     if isinstance(value, str):
         plugin_id, at, version = value.partition("@")
-        if at and ids.is_valid(plugin_id) and len(version) <= 64 and version.isprintable():
+        plain = not any(text.is_control(char) or "\ud800" <= char <= "\udfff" for char in version)
+        if at and ids.is_valid(plugin_id) and len(version) <= 64 and plain:
             return value
     raise _wrong(where, '"id@version" or "id@*"', value)
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from latticed.bundle import decode
 from latticed.model.capability import Risk
 from latticed.model.errors import Problem
 from latticed.trust import keys, policy
@@ -53,6 +54,19 @@ def test_revocations_are_normalised():
     assert found.revoked == policy.Revoked(
         keys=frozenset({ACME.public}), digests=frozenset({"ab" * 32}), plugins=frozenset({"acme.demo@1.0.0"})
     )
+
+
+@pytest.mark.parametrize("version", ["1.0\u00a0beta", "1.0\u3000", "1.0\ue000", "1.0 beta", "\u0378"])
+def test_every_version_that_a_manifest_may_have_can_be_revoked(version):
+    """Other blanks, and private or unassigned characters, are no control characters (contracts §2)."""
+    _, manifest = decode.decode(json.dumps(bundles.manifest_v1(version=version)).encode())
+    assert policy.revoked_plugin(f"acme.demo@{manifest.version}", "x") == f"acme.demo@{version}"
+
+
+@pytest.mark.parametrize("version", ["1\n2", "1\u2028", "1\u200b", "1\u3164", "1\udcff", "1" * 65])
+def test_version_that_no_manifest_may_have_is_not_revoked(version):
+    with pytest.raises(Problem, match="policy_invalid"):
+        policy.revoked_plugin(f"acme.demo@{version}", "x")
 
 
 def test_plugins_are_revoked_by_version_without_version_or_altogether():
