@@ -109,16 +109,25 @@ def refer(base: Target, location: str) -> Target:
 
 def _encoded(raw: str, expand: Callable[[str], str] | None) -> str:
     """A path and query as they are sent; values of secrets are encoded, so that they cannot add segments."""
-    parts, end = [], 0
+    parts, size, end = [], 0, 0
     for found in REFERENCE.finditer(raw):
         if expand is None:  # a Location header: a reference in it is text
             break
-        parts += [quote(raw[end : found.start()], safe=_SAFE), quote(expand(found[0]), safe=_SAFE_IN_VALUES)]
+        value = expand(found[0])
+        # Before it is encoded, which makes none shorter: a short URL may refer to a long value many times.
+        size += len(value)
+        if size > MAX_ENCODED_CHARACTERS:
+            raise _too_long()
+        parts += [quote(raw[end : found.start()], safe=_SAFE), quote(value, safe=_SAFE_IN_VALUES)]
         end = found.end()
     path = "".join([*parts, quote(raw[end:], safe=_SAFE)])
     if len(path) > MAX_ENCODED_CHARACTERS:
-        raise _bad(f"expected at most {MAX_ENCODED_CHARACTERS} characters once it is encoded")
+        raise _too_long()
     return path
+
+
+def _too_long() -> HostError:
+    return _bad(f"expected at most {MAX_ENCODED_CHARACTERS} characters once it is encoded")
 
 
 def _authority(text: str, default_port: int) -> tuple[str, int]:

@@ -174,11 +174,7 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int, *, now_s: in
     # Found before they are replaced: afterwards the value of a secret looks like any other.
     secret = frozenset(name.lower() for name, value in header if REFERENCE.search(value))
     if secret:
-        header = tuple((name, secrets.expand(value)) for name, value in header)
-        # A second time: the value of a secret may have a line break, or make the header too long.
-        for name, value in header:
-            headers.check_value(name, value)
-        headers.check_size(header)
+        header = _expanded(header, secrets)
     body, secret_body = _body(asked, secrets)
     if asked.sign is not None:
         signed = _signed(asked.sign, header, body, secrets, now_s=now_s)
@@ -192,6 +188,21 @@ def _request(asked: HttpDo, secrets: PluginSecrets, max_bytes: int, *, now_s: in
     )
     # Of the text that was asked for: in the target the references have been replaced.
     return request, bool(secret or secret_body or REFERENCE.search(asked.url))
+
+
+def _expanded(header: tuple[Header, ...], secrets: PluginSecrets) -> tuple[Header, ...]:
+    """The headers with secrets put in. HostError as `headers.check_value`, `headers.check_size` and
+    `PluginSecrets.expand`.
+    """
+    found: list[Header] = []
+    for name, given in header:
+        value = secrets.expand(given, most=headers.MAX_HEADER_BYTES)
+        # A second time: the value of a secret may have a line break, or make the header too long.
+        headers.check_value(name, value)
+        found.append((name, value))
+        # After each, not after all: a short header may refer to long values many times.
+        headers.check_size(found)
+    return tuple(found)
 
 
 def _signed(

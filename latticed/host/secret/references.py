@@ -40,8 +40,9 @@ class PluginSecrets:
         self._value_of = value_of
         self._used: dict[str, str] = {}
 
-    def expand(self, text: str) -> str:
-        """`text` with each `${secret:NAME}` replaced by its value, in one pass: references in values stay.
+    def expand(self, text: str, *, most: int = MAX_EXPANDED_BYTES) -> str:
+        """`text` with each `${secret:NAME}` replaced by its value, in one pass: references in values stay. `most`: how
+        much the values may be together.
 
         HostError: bad_params naming a NAME that is not bound to the plugin, too_large, service_unavailable.
         """
@@ -52,8 +53,8 @@ class PluginSecrets:
         for found in REFERENCE.finditer(text):
             parts += [text[end : found.start()], self._value(found[1])]
             size += len(parts[-1])
-            if size > MAX_EXPANDED_BYTES:
-                raise HostError(Denial.TOO_LARGE, f"expected at most {MAX_EXPANDED_BYTES} bytes with secrets in place")
+            if size > most:
+                raise HostError(Denial.TOO_LARGE, f"expected at most {most} bytes with secrets in place")
             end = found.end()
         return "".join([*parts, text[end:]])
 
@@ -74,8 +75,10 @@ def redacted(text: str, values: Iterable[tuple[str, str]], *, any_case: bool = F
     One pass, longest first, so that of a value which contains another one nothing is left. Redact before the text is
     cut or escaped: half a value, or one with an escape in it, is not found.
     """
-    # Every form in which a value may be repeated, with the reference that replaces it.
-    shown = {form: f"${{secret:{name}}}" for name, value in values for form in _forms(value)}
+    # Every form in which a value may be repeated, with the reference that replaces it. None is shorter than the value,
+    # so of one that is longer than the text none is made: messages are short, and may be redacted on the event loop.
+    fitting = [(name, value) for name, value in values if len(value.strip()) <= len(text)]
+    shown = {form: f"${{secret:{name}}}" for name, value in fitting for form in _forms(value)}
     searched = _any_case(text) if any_case else text
     # Where each form comes next, the first and of those the longest before the others. An expression of all of them
     # would try each at each place: 60 secrets took 4 s of 256 KiB.

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from latticed.host.call import Caller, HostError
-from latticed.host.egress import body
+from latticed.host.egress import body, headers
 from latticed.host.egress.client import EgressClient, EgressLimits
 from latticed.host.egress.guard import Guard
 from latticed.host.http.calls import MAX_IN_FLIGHT_OF_PLUGIN, HttpCalls
@@ -344,6 +344,35 @@ class Watched(PluginSecrets):
     def redact(self, text, *, any_case=False):
         self.threads.add(threading.current_thread())
         return super().redact(text, any_case=any_case)
+
+
+class Counted(PluginSecrets):
+    """Secrets that count the characters of what they have expanded."""
+
+    characters = 0
+
+    def expand(self, text, **limits):
+        found = super().expand(text, **limits)
+        self.characters += len(found)
+        return found
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"path": "/" + "${secret:A}" * 700}, "bad_params: url: expected at most 16384 characters"),
+        ({"path": "/?q=" + "ü${secret:B}" * 600}, "bad_params: url: expected at most 16384 characters"),
+        ({"header": {f"X-{number}": "${secret:A}" * 40 for number in range(60)}}, "too_large: expected at most 32768"),
+        ({"header": {f"X-{number}": "${secret:B}" * 2 for number in range(60)}}, "too_large: header"),
+    ],
+)
+async def test_references_in_url_and_headers_are_expanded_up_to_the_limit_and_no_further(params, message):
+    """A short request may refer to long values many times, and all of it is done before anything else."""
+    secrets = Counted({"A": "v@lue " * 2_700, "B": "v@lue " * 300}.__getitem__)
+    async with bench(answer(), secrets_of=lambda _: secrets) as it:
+        assert message in await it.refused(**params)
+        assert it.server.connections == 0
+    assert secrets.characters <= 2 * headers.MAX_HEADER_BYTES
 
 
 async def test_many_secrets_are_redacted_in_an_answer_off_the_loop():

@@ -462,6 +462,18 @@ async def test_old_secret_value_is_redacted_after_change(store: SecretKeeper) ->
     assert store.for_plugin(PLUGIN).redact(sent) == sent
 
 
+def test_of_values_longer_than_the_text_no_form_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message of a refusal is redacted on the event loop, and a plugin may have used many long secrets."""
+    made: list[str] = []
+    real = redaction._forms
+    monkeypatch.setattr(redaction, "_forms", lambda value: made.append(value) or real(value))
+    values = {"LONG": "a long value " * 1_000, "TOKEN": VALUE, "PADDED": "a token" + "\n" * 1_000}
+    assert redaction.redacted(f"{VALUE}: a token", values.items()) == "${secret:TOKEN}: ${secret:PADDED}"
+    assert made == [VALUE, values["PADDED"]]
+    assert redaction.redacted("", values.items()) == ""
+    assert len(made) == 2
+
+
 @given(st.dictionaries(st.sampled_from(["A", "B", "C"]), st.text(min_size=6, max_size=12)), st.text(max_size=20))
 def test_no_secret_value_survives_redaction(values: dict[str, str], around: str) -> None:
     """Values may be any text, adjacent or one within another."""
