@@ -99,7 +99,7 @@ class ServiceSettings:
     total_services: int = setting(64, low=1, high=1_024)
     """Most services of all plugins."""
     plugin_services: int = setting(8, low=1, high=256)
-    """Most services of one plugin."""
+    """Most services of one plugin, and most of its services, deleted ones included, that have kept `data`."""
     memory_mib: int = setting(512, low=8, high=1 << 20)
     """Memory of one process of a service."""
     processes: int = setting(128, low=1, high=4_096)

@@ -69,6 +69,10 @@ class ServiceData:
         """Remove what a service has kept, which does not run; False: nothing is there. Problem service_unavailable."""
         return await asyncio.to_thread(_removed, self.place(owner, name).parent)
 
+    async def kept(self, owner: str) -> set[str]:
+        """The names of an owner's services that have kept something."""
+        return await asyncio.to_thread(lambda: {one.parent.name for one in (self._directory / owner).glob(f"*/{DATA}")})
+
     async def count(self, plugin_id: str) -> int:
         """How many services of an id have kept something, those of earlier publishers included."""
         return len(await asyncio.to_thread(self._of, plugin_id))

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 Done = TypeVar("Done")
 _MIB: Final = 1 << 20
+_NAMED: Final = 8
+"""Most services that the message of a refusal names."""
 _PART_FOR_HOSTS: Final = 8  # of the daemon's descriptors an eighth at most listens for hosts of services
 
 
@@ -189,7 +191,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         it is started afterwards.
 
         Putting an equal spec changes nothing, unless the program has failed or ended: then it is started again, with a
-        closed breaker. Problems quota_exceeded, ledger_unavailable: then what had that name keeps running.
+        closed breaker. Problems quota_exceeded, ledger_unavailable: then what had that name keeps running. What deleted
+        services have kept counts for the quota.
         """
         return await self._change(plugin_id, lambda: self._put(plugin_id, name, spec))
 
@@ -199,6 +202,8 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         # A plugin may put its services each time it starts; that must not restart what runs.
         if before is not None and before.spec == spec and before.program.state not in {"ended", "failed"}:
             return before
+        if spec.data is not None:
+            await self._check_kept(plugin_id, name)
         settings, now_us, text = self.settings, self._deps.clock.wall_us(), specs.encode(spec)
         quota = RowQuota(plugin=settings.plugin_services, total=settings.total_services)
         # The row first: when it cannot be written (quota, disk), the previous program keeps running.
@@ -211,6 +216,21 @@ class ProgramKeeper(SupervisedKeeper[KeptProgram]):
         made = self._keep(plugin_id, name, spec)
         self._start_permitted(made)
         return made
+
+    async def _check_kept(self, plugin_id: str, name: str) -> None:
+        """Problem quota_exceeded when a service of this name would be one too many that keep something: else a plugin
+        could fill the disk by deleting services and putting others, each with a quota of its own.
+        """
+        mine, most = self.of(plugin_id), self.settings.plugin_services
+        left = await self.data.kept(self._owner(plugin_id))
+        # Those that were not started yet have no directory.
+        keeping = left | {one.name for one in mine if one.spec.data is not None}
+        if name in keeping or len(keeping) < most:
+            return
+        deleted = ", ".join(sorted(left - {one.name for one in mine})[:_NAMED]) or "none"
+        expected = f"expected at most {most} services of {plugin_id} with data, found {len(keeping) + 1}"
+        hint = "service.delete with data removes what a service has kept"
+        raise Problem("quota_exceeded", f"{expected}, of them deleted without their data: {deleted}", hint)
 
     def _keep(self, plugin_id: str, name: str, spec: ProgramSpec) -> KeptProgram:
         """Hold a new program in memory, not started, in place of the one of that name."""

@@ -85,6 +85,38 @@ async def test_data_survives_the_daemon_and_shows_what_is_used(tmp_path):
         await here.until_said("100000 /data/file", "web")
 
 
+async def test_what_deleted_services_have_kept_counts_for_the_quota_of_services(tmp_path):
+    """Else each new name would come with a new quota, and the disk would be full. A name that has something is free to
+    be put again, and what needs no directory is not counted; another plugin has a quota of its own.
+    """
+    async with world(tmp_path, plugin_services=2) as here:
+        for name in ("one", "two"):
+            await here.put(name, "echo up; sleep 999", data=QUOTA)
+            await here.until_said("up", name)
+            assert await here.call("service.delete", name=name) == {"ok": True}
+        with pytest.raises(HostError, match=r"quota_exceeded: expected at most 2 services of acme\.a .*: one, two"):
+            await here.put("three", "sleep 999", data=QUOTA)
+        assert here.programs.of(A.plugin_id) == []
+        assert not place(tmp_path, name="three").exists()
+        await here.put("three", "sleep 999", B, data=QUOTA)
+        await here.put("three", "sleep 999")
+        with pytest.raises(HostError, match="quota_exceeded"):
+            await here.put("three", "sleep 998", data=QUOTA)
+        await here.put("two", "echo up; sleep 999", data=QUOTA)
+        await here.until_said("up", "two")
+        assert await here.call("service.delete", name="one", data=True) == {"ok": True}
+        await here.put("three", "sleep 998", data=QUOTA)
+
+
+async def test_services_with_data_count_before_they_have_a_directory(tmp_path):
+    """It is made when they start; those whose plugin may not act do not."""
+    async with world(tmp_path, plugin_services=2, allowed=()) as here:
+        place(tmp_path, name="old").mkdir(parents=True)
+        await here.put("one", "sleep 999", data=QUOTA)
+        with pytest.raises(HostError, match=r"quota_exceeded.*: old"):
+            await here.put("two", "sleep 999", data=QUOTA)
+
+
 async def test_files_of_data_cannot_be_executed_and_lead_nowhere(here, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("not for it")
