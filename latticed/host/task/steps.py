@@ -9,7 +9,7 @@ from latticed.host.task import spec
 from latticed.host.task.rules import ENDS, Step, TaskStatus, decide
 from latticed.ledger import tasks as rows
 from latticed.ledger.tasks import TaskOutcome, TaskRow
-from latticed.model.audit import DAEMON, Event
+from latticed.model.audit import DAEMON, Actor, Event
 from latticed.model.errors import Problem
 from latticed.model.fault import Fault
 
@@ -93,6 +93,9 @@ def begin(tx: Transaction, task_id: str, *, run_id: str, now_us: int) -> bool:
 def end(tx: Transaction, task_id: str, step: Step, outcome: TaskOutcome, *, actor: str, now_us: int) -> TaskRow:
     """Record the step that ends a task, with its outcome, and audit it as done by `actor`; the changed row.
 
+    Of a plugin that takes back what nobody had approved only its call is on record: it may submit and cancel without
+    end, and decisions are kept for good.
+
     Problems: not_found, invalid_transition. ValueError for a step that does not end it.
     """
     task = _found(tx, task_id)
@@ -100,6 +103,8 @@ def end(tx: Transaction, task_id: str, step: Step, outcome: TaskOutcome, *, acto
     if after.state not in ENDS:
         raise ValueError(f"expected a step that ends a task, found {step.verb}")
     rows.end(tx, task_id, after.state, outcome, now_us=now_us)
+    if task.state == "submitted" and actor == str(Actor(kind="plugin", name=task.plugin_id)):
+        return _found(tx, task_id)
     detail: dict[str, str | int | bool] = {"plugin": task.plugin_id, "sha256": task.sha256, "state": after.state}
     if task.run_id:
         detail["run"] = task.run_id

@@ -262,6 +262,25 @@ async def test_cancelled_task_never_runs_or_is_killed(here):
     assert here.spawner.spawned == 1
 
 
+async def test_plugins_own_cancel_of_what_nobody_approved_is_no_decision(here):
+    """It may submit and cancel without end, and decisions are kept for good. Whatever an operator had a part in is."""
+    for _ in range(3):
+        waits = await here.submit("echo never")
+        assert await here.call("task.cancel", id=waits) == {"ok": True, "state": "cancelled"}
+        assert here.actions(waits) == []
+    theirs = await here.submit("echo never")
+    await here.tasks.cancel(theirs, by=OPERATOR)
+    assert here.actions(theirs) == [("task.end", "cancelled")]
+    runs, approved = await here.submit("sleep 1000"), await here.submit("echo never")
+    await here.approve(runs)
+    await until(lambda: here.tasks.get(runs).state == "running", "it to run")
+    await here.approve(approved)  # behind the other: one at once for each plugin
+    assert (await here.call("task.cancel", id=approved))["ok"]
+    assert here.actions(approved) == [("task.approve", ""), ("task.end", "cancelled")]
+    assert (await here.call("task.cancel", id=runs))["ok"]
+    assert here.actions(runs) == [("task.approve", ""), ("task.begin", ""), ("task.end", "cancelled")]
+
+
 async def test_disabling_tasks_stops_runs(here):
     """No task runs or is accepted while tasks are off; approved tasks run once they are on again."""
     runs, waits = await here.submit("sleep 1000"), await here.submit("echo ran")
