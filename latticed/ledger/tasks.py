@@ -191,16 +191,27 @@ def overdue(conn: RowReader, *, before_us: int) -> list[TaskRow]:
 
 
 def retain(tx: Transaction, *, before_us: int, most: int) -> int:
-    """Remove tasks that ended before `before_us`, and all ended ones but the `most` newest; returns how many."""
+    """Remove tasks that ended before `before_us`, and as `trim`; returns how many."""
     # `ended_at` is 0 while a task has not ended, so open ones are never removed.
     tx.execute("DELETE FROM tasks WHERE ended_at > 0 AND ended_at < ?", (before_us,))
-    removed = tx.changes()
+    return tx.changes() + trim(tx, most=most)
+
+
+def trim(tx: Transaction, *, most: int, slack: int = 0) -> int:
+    """Where more than `most + slack` tasks have ended, remove all but `most`: of the plugin with the most, the one that
+    ended first; returns how many.
+    """
+    over = int(tx.execute("SELECT count(*) FROM tasks WHERE ended_at > 0").get) - most
+    if over <= slack:
+        return 0
     tx.execute(
-        "DELETE FROM tasks WHERE ended_at > 0 AND seq NOT IN"
-        " (SELECT seq FROM tasks WHERE ended_at > 0 ORDER BY ended_at DESC, seq DESC LIMIT ?)",
-        (most,),
+        "DELETE FROM tasks WHERE seq IN (SELECT seq FROM (SELECT seq, ended_at,"
+        # `place` is 1 for the newest of its plugin, so that one with many pushes out its own alone.
+        " row_number() OVER (PARTITION BY plugin_id ORDER BY ended_at DESC, seq DESC) AS place"
+        " FROM tasks WHERE ended_at > 0) ORDER BY place DESC, ended_at, seq LIMIT ?)",
+        (over,),
     )
-    return removed + tx.changes()
+    return tx.changes()
 
 
 def clear(tx: Transaction, plugin_id: str) -> int:

@@ -83,7 +83,7 @@ class TaskSettings:
     keep_days: int = setting(30, low=0, high=3_650)
     """Days that ended tasks are kept."""
     keep_items: int = setting(1_000, low=0, high=100_000)
-    """Most ended tasks that are kept."""
+    """Most ended tasks that are kept; of more, the plugin with the most loses its oldest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,10 @@ RECHECK_S: Final = 0.5
 """Seconds between rechecks of the queue, in case a call of `recheck` was missed."""
 # Expiry and retention are in hours and days, so a minute late does not matter.
 SWEEP_S: Final = 60.0
+LEAST_SLACK: Final = 100
+"""So many ended tasks, or a tenth of `task.keep_items`, may be too many until the next sweep: removing each by itself
+would take longer.
+"""
 ERROR_PAUSE_S: Final = 2.0
 """Seconds until a write is tried again that a full or failing disk refused."""
 SECOND_US: Final = 1_000_000
@@ -161,11 +165,15 @@ class TaskKeeper:
             if task.state in ENDS:
                 return task
         outcome = TaskOutcome(code="cancelled", reason=f"cancelled by {by}")
-        now_us = self._clock.wall_us()
-        step = Step(verb="cancel")
-        return await self._ledger.write(
-            lambda tx: steps.end(tx, task.id, step, outcome, actor=by, now_us=now_us), durable=True
-        )
+        now_us, most = self._clock.wall_us(), self.settings.keep_items
+
+        def change(tx: Transaction) -> TaskRow:
+            ended = steps.end(tx, task.id, Step(verb="cancel"), outcome, actor=by, now_us=now_us)
+            # Not only at the next sweep: a plugin may submit and cancel without end.
+            rows.trim(tx, most=most, slack=max(most // 10, LEAST_SLACK))
+            return ended
+
+        return await self._ledger.write(change, durable=True)
 
     async def approve(self, task_id: str, *, sha256: str, by: str) -> TaskRow:
         """See `Approvals.approve`; starts the task at once if there is a free slot."""

@@ -15,7 +15,7 @@ import pytest
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
 from latticed.host.task.calls import TaskCalls
-from latticed.host.task.keeper import TaskKeeper
+from latticed.host.task.keeper import LEAST_SLACK, TaskKeeper
 from latticed.kit.clock import SystemClock
 from latticed.ledger import audit, open_ledger
 from latticed.model.errors import Problem
@@ -279,6 +279,23 @@ async def test_plugins_own_cancel_of_what_nobody_approved_is_no_decision(here):
     assert here.actions(approved) == [("task.approve", ""), ("task.end", "cancelled")]
     assert (await here.call("task.cancel", id=runs))["ok"]
     assert here.actions(runs) == [("task.approve", ""), ("task.begin", ""), ("task.end", "cancelled")]
+
+
+async def test_plugin_that_ends_very_many_tasks_pushes_out_its_own_alone(tmp_path):
+    """Between two sweeps, too, there are hardly more than are to be kept."""
+    async with world(tmp_path, keep_items=4) as here:
+        old = await here.submit("echo report", B)
+        await here.tasks.cancel(old, by=OPERATOR)
+        most = 4 + LEAST_SLACK
+        for _ in range(most):
+            await here.call("task.cancel", id=await here.submit("echo"))
+            assert len(await here.tasks.page(limit=1_000)) <= most
+        mine = [await here.submit("echo") for _ in range(5)]
+        for one in mine:
+            await here.call("task.cancel", id=one)
+        await here.tasks.sweep()
+        assert [one.id for one in await here.tasks.page(limit=1_000)] == [*reversed(mine[-3:]), old]
+        assert (await here.call("task.get", B, id=old))["script"] == "echo report"
 
 
 async def test_disabling_tasks_stops_runs(here):
