@@ -12,6 +12,7 @@ from latticed.host.monitor.rules import decide
 from latticed.host.monitor.watched import WatchedTarget
 from latticed.host.scheduled import ScheduledKeeper
 from latticed.kit import logs
+from latticed.kit.token_bucket import Rate, TokenBuckets
 from latticed.ledger import monitors as rows
 from latticed.ledger.quota import RowQuota
 from latticed.model import restart
@@ -75,6 +76,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         self._check = check
         self.settings = settings
         self._roll = roll
+        self._soon = TokenBuckets()
 
     async def __aenter__(self) -> Self:
         # Off the event loop: there may be thousands of rows.
@@ -117,9 +119,23 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
         row = self._ledger.read(lambda db: rows.get(db, plugin_id, name)) or row
         last = self._ledger.read(lambda db: rows.results(db, row.key, limit=1))
         after = watched.of_row(row, spec, last[0] if last else None)
-        # Not only after an interval, which may be a day: a mistake in the spec shows in the first result.
-        self._keep(after, first_s=self._roll() * min(SOON_S, self._interval_s(after)))
+        if before is not None:
+            after.checked_s = before.checked_s
+        self._keep(after, first_s=self._first_s(after))
         return after
+
+    def _first_s(self, one: WatchedTarget) -> float:
+        """Seconds until the first check of a monitor that was put: soon, not only after an interval, which may be a
+        day, so that a mistake in the spec shows.
+
+        Putting and deleting monitors must not evade the interval: each check may be an alert, and what is recorded of
+        that is kept for good.
+        """
+        settings, now_s, interval_s = self.settings, self._clock.monotonic_s(), self._interval_s(one)
+        rate = Rate(burst=settings.plugin_monitors, per_second=1 / settings.min_interval_s)
+        if self._soon.take(one.plugin_id, rate, now_s):
+            return restart.spread(interval_s, JITTER, self._roll())
+        return max(self._roll() * min(SOON_S, interval_s), one.checked_s + settings.min_interval_s - now_s)
 
     def _keep(self, one: WatchedTarget, *, first_s: float) -> None:
         """Hold a monitor in memory, and have its first check due in `first_s` seconds."""
@@ -140,6 +156,7 @@ class MonitorKeeper(ScheduledKeeper[WatchedTarget]):
 
     async def _run(self, one: WatchedTarget, rights: EgressRights) -> None:
         """Make one check, and store its result with time (wall clock) and duration (monotonic clock)."""
+        one.checked_s = self._clock.monotonic_s()
         at, started_s = self._clock.wall_us(), self._clock.monotonic_s()
         result = await self._check(one.spec, rights)
         took_us = round((self._clock.monotonic_s() - started_s) * 1_000_000)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class WatchedTarget(ScheduledItem):
     """One monitor. `status`, `since` (start of the state, wall clock in µs) and `last` (newest result, None before the
     first) are those of its rows; `skipped`: checks not made as the one before still waited or ran, since the daemon
-    started.
+    started. `checked_s`: when the last check of this name began (monotonic clock), minus infinity before the first.
     """
 
     spec: MonitorSpec
@@ -26,6 +26,7 @@ class WatchedTarget(ScheduledItem):
     since: int
     last: Result | None
     skipped: int = 0
+    checked_s: float = float("-inf")
 
     @property
     def slow(self) -> bool:

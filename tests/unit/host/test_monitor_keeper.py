@@ -201,6 +201,40 @@ async def test_jitter_spreads_monitor_checks(tmp_path, found):
     assert max(gaps) - min(gaps) > 1
 
 
+async def test_putting_a_monitor_again_does_not_evade_the_least_interval(tmp_path, found):
+    """With another target each time it would be checked, and each result be an alert that is kept for good."""
+    found.found = {"web.example:1": DOWN, "web.example:2": DOWN}
+    async with world(tmp_path, found.check, min_interval_s=10.0) as here:
+        at = []
+        for number in range(60):
+            await here.put("web", target=f"web.example:{1 + number % 2}", interval_s=60.0)
+            before = len(found.started)
+            await here.pass_s(1.5)
+            at += [here.clock.monotonic_s()] * (len(found.started) - before)
+        assert len(at) >= 5
+        assert all(later - earlier >= 10.0 - 1.5 for earlier, later in itertools.pairwise(at))
+        assert len(here.ledger.read(lambda db: audit.query(db, action="monitor.alert", limit=1_000))) == len(at)
+
+
+async def test_monitors_put_under_ever_new_names_wait_for_their_interval(tmp_path, found):
+    """Deleted in between, or not; those of another plugin do not wait for it."""
+    async with world(tmp_path, found.check, min_interval_s=10.0, plugin_monitors=5) as here:
+        for number in range(20):
+            await here.put(f"web{number}", interval_s=60.0)
+            await here.pass_s(2)
+            await here.call("monitor.delete", name=f"web{number}")
+        # Five at once, and one for each 10 s of the 40.
+        assert 8 <= len(found.started) <= 9
+        for name in ("next", "late"):
+            await here.put(name, interval_s=60.0)
+        await here.put("web", B)
+        await here.pass_s(3)
+        assert found.started.count("late.example:1") == 0
+        assert found.started.count("web.example:1") == 1
+        await here.pass_s(70)
+        assert found.started.count("late.example:1") == 1
+
+
 async def test_only_newest_results_of_each_monitor_are_kept(tmp_path, found):
     async with world(tmp_path, found.check, results=5) as here:
         await here.put("web", interval_s=0.5, timeout_s=0.5)
