@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, review, code, reason, created_at, updated_at"
 OPEN: Final = frozenset({PlanState.PLANNED, PlanState.APPROVED, PlanState.APPLYING, PlanState.UNCONFIRMED})
 """States of plans that wait for somebody, or that are being applied: `_make_room` removes none of these."""
+STAYS: Final = OPEN | {PlanState.REFUSED}
+"""States that planning the same again leaves as they are: what is open, and what an operator refused."""
 _OPEN: Final = "(" + ", ".join(f"'{state.value}'" for state in sorted(OPEN)) + ")"
 # A row that a newer plan of its plugin made stale stays so while the helper keeps it as an offer.
 _DIFFERS: Final = "(state, review, code, reason) IS NOT (?1, ?2, ?3, ?4) AND NOT (state = 'stale' AND ?1 = 'planned')"
@@ -73,8 +75,7 @@ def put(
     quota_exceeded when the plugin, or all, have as many as `quota` says and no closed one can be removed.
     """
     found = get(tx, plugin_id, sha256)
-    # What is open stays as it is, and so does what an operator refused.
-    if found is not None and (found.state in OPEN or found.state is PlanState.REFUSED):
+    if found is not None and found.state in STAYS:
         return found
     tx.execute(
         "UPDATE plans SET state = 'stale', updated_at = ? WHERE plugin_id = ? AND kind = ? AND state = 'planned'",

@@ -11,13 +11,12 @@ import functools
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from latticed.host.network import offers, rules, views
+from latticed.host.network import events, offers, rules, views
 from latticed.host.network.apply_client import LATE, HelperRefusal
 from latticed.kit import logs
 from latticed.ledger import plans as rows
 from latticed.ledger.plans import Reported
 from latticed.ledger.quota import RowQuota
-from latticed.model.audit import Actor, Event
 from latticed.model.errors import FaultError, Problem
 from latticed.model.plan import PlanState
 from latticed.plans import protocol
@@ -95,6 +94,7 @@ class PlanKeeper:
         # (plugin id, sha256): the request that waits for its turn, or for its end.
         self._applying: dict[tuple[str, str], asyncio.Task[Moved]] = {}
         self._planning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
+        self._events = events.PlanEvents()
         # The helper takes few requests of one user at a time (`plans.server`): with the report, 4 at most.
         self._offers = asyncio.Semaphore(OFFERS)
         self._applies = asyncio.Lock()
@@ -128,22 +128,35 @@ class PlanKeeper:
         """
         # Before it is stored: a plan that cannot be offered would wait forever.
         secrets = await self._checked(plugin_id, kind, intent)
-
-        def change(tx: Transaction) -> rows.PlanRow:
-            before = rows.get(tx, plugin_id, sha256)
-            row = rows.put(tx, plugin_id, sha256, kind, canonical, self._quota, now_us=self._clock.wall_us())
-            # Only what changed is an event: repeating a call must not fill the audit chain.
-            if before is None or before.state is not row.state:
-                tx.append_audit(_planned(plugin_id, row))
-            return row
-
-        # Durable: the plugin is told the plan's name, by which an operator approves it.
-        row = await self._ledger.write(change, durable=True)
+        row = await self._kept(plugin_id, kind, canonical, sha256)
         # One of a plugin at a time: those of others wait for a place among OFFERS, and not behind all of this one's.
         async with self._planning[plugin_id]:
             # Whatever the row says: it may be outdated, and the helper knows what an offer may change.
             await self._offer(row.sha256, protocol.Offer(kind=kind, intent=intent, secrets=secrets))
         return self.of_plugin(plugin_id, sha256) or row
+
+    async def _kept(self, plugin_id: str, kind: str, canonical: str, sha256: str) -> PlanRow:
+        """Keep a plan; its row. Problems as `plan`."""
+        before = self.of_plugin(plugin_id, sha256)
+        count = None
+        # Only what changes is an event: repeating a call must not fill the audit chain. What another call changes
+        # between this look and the write is counted.
+        if before is None or before.state not in rows.STAYS:
+            count = self._events.take(plugin_id, self._clock.monotonic_s())
+
+        def change(tx: Transaction) -> tuple[PlanRow, bool]:
+            before = rows.get(tx, plugin_id, sha256)
+            row = rows.put(tx, plugin_id, sha256, kind, canonical, self._quota, now_us=self._clock.wall_us())
+            changed = before is None or before.state is not row.state
+            if changed and count is not None:
+                tx.append_audit(events.planned(plugin_id, row, count))
+            return row, changed
+
+        # Durable: the plugin is told the plan's name, by which an operator approves it.
+        row, changed = await self._ledger.write(change, durable=True)
+        if changed and count is None:
+            self._events.untold(plugin_id)
+        return row
 
     async def apply(self, plugin_id: str, sha256: str) -> None:
         """Have the helper apply a plan; returns once it has begun, or after REFUSAL_S. What became of it is its state.
@@ -383,14 +396,3 @@ def _judged(
         return (), {}
     faults = kind.check(intent, None, "")
     return faults, {} if faults else kind.secrets(intent)
-
-
-def _planned(plugin_id: str, row: PlanRow) -> Event:
-    """The audit event of a plan; the intent is in the row, not in the event."""
-    return Event(
-        actor=str(Actor(kind="plugin", name=plugin_id)),
-        action="network.plan",
-        target=row.sha256,
-        decision="allow",
-        detail={"kind": row.kind, "bytes": len(row.intent.encode("utf-8"))},
-    )

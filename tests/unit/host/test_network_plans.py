@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -18,6 +19,7 @@ from latticed.host.network import intents
 from latticed.host.network import listeners as network_reading
 from latticed.host.network.apply_client import ApplyHelper
 from latticed.host.network.calls import NetworkCalls
+from latticed.host.network.events import EVENTS
 from latticed.host.network.keeper import PlanKeeper
 from latticed.host.secret.keeper import SecretKeeper
 from latticed.host.secret.key import KeyLocation
@@ -125,6 +127,39 @@ async def test_newer_plan_makes_planned_one_stale(desk):
     assert (again["number"], again["state"]) == (one["number"], "planned")
     assert desk.states() == ["planned", "planned", "approved"]
     assert (await desk.call("plan", kind="nft", intent={"n": 2}))["state"] == "approved"
+
+
+async def test_plans_without_end_are_counted_and_not_each_an_event(desk):
+    """Decisions are kept for good. Two intents in turn make each other stale, and others are new; all are planned."""
+    burst = int(EVENTS.burst)
+
+    def counts():
+        events = desk.ledger.read(lambda db: audit.query(db, action="network.plan", limit=1_000))
+        return [event["detail"].get("count", 1) for event in events]
+
+    for number in range(burst + 30):
+        intent = {"n": number % 2 if number < burst else number}
+        assert (await desk.call("plan", kind="nft", intent=intent))["state"] == "planned"
+    assert counts() == [1] * burst
+    for _ in range(3):
+        await desk.call("plan", kind="nft", intent=intent)  # nothing changes: it is no plan more
+    await desk.call("plan", B, kind="nft", intent={"n": 1})
+    assert counts() == [1] * (burst + 1)
+    desk.clock.advance(1 / EVENTS.per_second)
+    for number in range(2):
+        await desk.call("plan", kind="nft", intent={"more": number})
+    assert counts() == [*[1] * (burst + 1), 31]
+    desk.clock.advance(1 / EVENTS.per_second)
+    await desk.call("plan", kind="nft", intent={"more": 2})
+    assert counts() == [*[1] * (burst + 1), 31, 2]
+
+
+async def test_plans_made_at_the_same_time_are_counted_too(desk):
+    """What one sees before it is written another has changed since."""
+    burst = int(EVENTS.burst)
+    calls = [desk.call("plan", kind="nft", intent={"n": number % 2}) for number in range(burst + 40)]
+    await asyncio.gather(*calls)
+    assert len(desk.ledger.read(lambda db: audit.query(db, action="network.plan", limit=1_000))) <= burst
 
 
 async def test_refused_plan_put_again_stays_refused(desk):
