@@ -41,12 +41,24 @@ def wait(session: CtlSession, path: Path, policy: TrustPolicy) -> str:
 
 
 def _shows(plain: dict[str, Any], policy: TrustPolicy) -> bool:
-    """Whether the daemon's publishers and keys equal those of `policy`, and its revocations include those."""
-    shown = replies.rows(plain.get("publishers") or [], "list of publishers")
-    keys = {str(one.get("publisher")): set(replies.texts(one.get("keys"))) for one in shown}
+    """Whether the daemon's publishers and switches are those of `policy`, and its revocations include those."""
+    if any(plain.get(name) != getattr(policy, name) for name in ("require_signature", "allow_unsigned_host_risk")):
+        return False
+    wanted = {
+        name: (set(one.keys), set(one.ids), one.max_risk.word if one.max_risk is not None else None)
+        for name, one in policy.publishers.items()
+    }
+    shown = {
+        str(one.get("publisher")): (
+            set(replies.texts(one.get("keys"))),
+            set(replies.texts(one.get("ids"))),
+            one.get("max_risk"),
+        )
+        for one in replies.rows(plain.get("publishers") or [], "list of publishers")
+    }
     revoked = plain.get("revoked")
     known = revoked if isinstance(revoked, dict) else {}
     # The daemon remembers revocations until they are lifted, so it may have more than the file.
-    return keys == {name: set(one.keys) for name, one in policy.publishers.items()} and all(
+    return shown == wanted and all(
         getattr(policy.revoked, kind) <= set(replies.texts(known.get(kind))) for kind in ("keys", "digests", "plugins")
     )

@@ -274,3 +274,14 @@ def test_plugin_has_ended_when_latticectl_trust_revoke_returns(active, place, ac
     assert (runtime["state"], runtime["last_error"]["code"]) == ("failed", "plugin_revoked")
     _stopped(active, "plugin_revoked")
     assert json.loads(place.trust.read_bytes())["trusted_publishers"]["acme"]
+
+
+@pytest.mark.parametrize("bounds", [("--max-risk", "read"), ("--ids", "acme.other")])
+def test_plugin_has_ended_when_latticectl_trust_add_returns_that_bounds_its_publisher(place, acme, bounds):
+    place.drop(author=acme, v2=True, capabilities=["kv:write"])
+    with place.running() as daemon:
+        daemon.activate()
+        done = daemon.ctl("--config", str(place.config), "trust", "add", "acme", acme.public, *bounds)
+        assert (done.returncode, done.stdout) == (0, "trusted: acme\n"), done
+        assert done.stderr.startswith("stops: acme.demo"), done
+        assert daemon.plugin()["runtime"]["state"] == "failed"
