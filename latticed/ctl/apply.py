@@ -1,8 +1,8 @@
 """latticectl apply: plan, difference, approval, apply and confirmation of what a plugin wants of this host, in one go.
 
 Each step says what failed. Until the approval nothing is changed but, with -f, the configuration, which is put back
-when it comes to nothing; from then on the root helper undoes whatever was not confirmed in time, even if this process
-is killed.
+when it comes to nothing (a first one stays where the schema takes no empty one); from then on the root helper undoes
+whatever was not confirmed in time, even if this process is killed.
 """
 
 from __future__ import annotations
@@ -74,15 +74,7 @@ def run(session: CtlSession) -> int:
     client = root_helper.of(session)
     # First of all: without the helper nothing is configured or planned.
     client.observe()
-    before = _configure(session, plugin_id) if args.file is not None else None
-    done = False
-    try:
-        answer = _sit(session, client, plugin_id)
-        done = answer.get("state") in _DONE
-    finally:
-        # Also after Ctrl-C: what is not applied must not stay configured.
-        if before is not None and not done:
-            _put_back(session, plugin_id, before)
+    answer = (_sit if args.file is None else _configured)(session, client, plugin_id)
     return plan_view.moved(session.screen, answer)
 
 
@@ -114,38 +106,70 @@ def _sit(session: CtlSession, client: HelperClient, plugin_id: str) -> dict[str,
 # The configuration.
 
 
-def _configure(session: CtlSession, plugin_id: str) -> dict[str, Any] | None:
-    """Check the file and set it; the configuration of before, None when it is the same. Problem config_invalid."""
+def _configured(session: CtlSession, client: HelperClient, plugin_id: str) -> dict[str, Any]:
+    """`_sit` with the file as configuration, after which the one of before is set again unless the plan is applied.
+
+    Problem config_invalid.
+    """
+    from latticed.client.control import ApiRefusal
+    from latticed.ctl import config
+
+    wanted, before = _checked(session, plugin_id)
+    # Unless the daemon says that nothing changed: it answers after the plugin's restart, and may not be waited for.
+    changed, done = True, False
+    try:
+        try:
+            changed = bool(config.send(session, plugin_id, wanted, dry_run=False).get("changed"))
+        except ApiRefusal as refusal:
+            changed = refusal.status >= 500  # broken off, perhaps after it was set
+            raise
+        if changed:
+            session.screen.note(f"{plugin_id} configured")
+        answer = _sit(session, client, plugin_id)
+        done = answer.get("state") in _DONE
+    finally:
+        # Also after Ctrl-C: what is not applied must not stay configured.
+        if changed and not done:
+            _put_back(session, plugin_id, before)
+    return answer
+
+
+def _checked(session: CtlSession, plugin_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The file's configuration, which fits, and what the daemon says of the one that is set.
+
+    Problem config_invalid.
+    """
     from latticed.client.control import ApiRefusal
     from latticed.ctl import config
 
     wanted = config.document(session.args.file)
     found = session.client().get("plugins", "by-id", plugin_id, "config")
-    before = replies.mapping(replies.mapping(found, "configuration").get("config"), "configuration")
+    before = replies.mapping(found, "configuration")
+    replies.mapping(before.get("config"), "configuration")
     try:
         config.send(session, plugin_id, wanted, dry_run=True)
-        done = config.send(session, plugin_id, wanted, dry_run=False)
     except ApiRefusal as refusal:
         if refusal.code != "config_invalid":
             raise
         raise config.misfit(session.screen, refusal, session.args.file, plugin_id) from refusal
-    if not done.get("changed"):
-        return None
-    session.screen.note(f"{plugin_id} configured")
-    return before
+    return wanted, before
 
 
 def _put_back(session: CtlSession, plugin_id: str, before: dict[str, Any]) -> None:
-    """Set the configuration of before; a note when that fails too."""
+    """Set the configuration of before; a note when that fails too. A plugin that had none gets an empty one."""
     from latticed.ctl import config
 
+    screen = session.screen
     try:
-        config.send(session, plugin_id, before, dry_run=False)
+        config.send(session, plugin_id, before["config"], dry_run=False)
     except Problem as problem:
-        session.screen.note(f"the configuration of before could not be put back: {problem.reason}")
-        session.screen.hint(f"latticectl config get {plugin_id} shows what is set")
+        why = f"the configuration of before could not be put back: {problem.reason}"
+        if problem.code == "config_invalid" and not before.get("is_set"):
+            why = f"{plugin_id} had no configuration, and the schema takes no empty one: this one stays set"
+        screen.note(why)
+        screen.hint(f"latticectl config get {plugin_id} shows what is set")
     else:
-        session.screen.note(f"{plugin_id} has the configuration of before again")
+        screen.note(f"{plugin_id} has the configuration of before again")
 
 
 # The plan, its review and its approval.

@@ -29,9 +29,14 @@ ID = "acme.guard"
 CAPABILITIES = ["kv:read", "kv:write", "network:apply", "network:plan"]
 SCHEMA = {"type": "object", "properties": {"allow": {"type": "array"}}, "additionalProperties": False}
 PLUGIN = b"""#!/usr/bin/env python3
+import signal
 from latticed.sdk import HostError, Plugin
 
 class Guard(Plugin):
+    def started(self):
+        if self.config.get("allow") == ["never"]:
+            signal.pause()
+
     def do_plan(self, payload):
         allow = payload.get("allow") or self.config.get("allow") or ["admin", "ada"]
         return self.network.plan("file", {"allow": allow, **payload.get("more", {})})
@@ -434,6 +439,43 @@ def test_apply_with_a_configuration_keeps_it_only_if_it_is_applied(own, tmp_path
     (plan,) = [one for one in own.helper.observed().plans if one.state == "planned"]
     apply('allow = ["admin", "zoe"]', "--review", own.review(plan.plan), ends=1)
     assert (configured(), own.content()) == ({"allow": ["admin"]}, "allow admin\n")
+
+
+def test_configuration_is_put_back_when_apply_is_interrupted_while_it_is_set(setting, tmp_path):
+    """The plugin does not come up with it, so that the daemon's answer is yet to come."""
+    file = tmp_path / "guard.toml"
+    file.write_text('allow = ["never"]')
+    route = f"/api/plugins/by-id/{ID}/config"
+    before = setting.daemon.get(route).json()["config"]
+    with subprocess.Popen(
+        setting.command("apply", ID, "-f", str(file)), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as sitting:
+        setting.daemon.until(
+            lambda: setting.daemon.get(route).json()["config"] == {"allow": ["never"]}, "the configuration to be set"
+        )
+        sitting.send_signal(signal.SIGINT)
+        _, said = sitting.communicate(timeout=START_S)
+    assert setting.daemon.get(route).json()["config"] == before
+    assert f"{ID} has the configuration of before again\n" in said
+    assert sitting.returncode == 130
+    setting.daemon.until_state("armed", ID)
+
+
+def test_first_configuration_stays_where_the_schema_takes_no_empty_one(setting, tmp_path):
+    """It is said, and applying fails all the same."""
+    plugin_id, file = "acme.needy", tmp_path / "needy.toml"
+    file.write_text('allow = ["kim"]')
+    setting.host.drop(plugin_id, PLUGIN, capabilities=CAPABILITIES, config={**SCHEMA, "required": ["allow"]})
+    setting.daemon.until(lambda: setting.daemon.plugin(plugin_id), "it to be seen")
+    accepted = setting.daemon.set_status("installed", plugin_id, accept=["network:apply", "network:plan"])
+    assert accepted.status == 200, accepted
+    done = subprocess.run(
+        setting.command("apply", plugin_id, "-f", str(file)), capture_output=True, text=True, check=False
+    )
+    assert f"{plugin_id} had no configuration, and the schema takes no empty one: this one stays set\n" in done.stderr
+    assert f"error: {plugin_id} is not armed" in done.stderr
+    assert done.returncode == 1
+    assert setting.daemon.get(f"/api/plugins/by-id/{plugin_id}/config").json()["config"] == {"allow": ["kim"]}
 
 
 def _read_until(master, wanted, *, already=False):
