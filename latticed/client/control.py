@@ -9,6 +9,7 @@ not do is asked again of the next one, and so is what it broke off where doing i
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -88,8 +89,9 @@ class ControlClient:
     """Client of the control API. Path parts are percent-encoded; answers are decoded JSON unless stated otherwise.
 
     Raises ApiRefusal for a problem document, Problem("unreachable") when there is no daemon or no whole answer within
-    `read_s` seconds, Problem("socket_denied") without permission to connect, Problem("socket_foreign") when an
-    untrusted user serves the socket (`owner` returns the configured one), Problem("bad_reply") for other answers.
+    `read_s` seconds, or by `until_s` of the monotonic clock, Problem("socket_denied") without permission to connect,
+    Problem("socket_foreign") when an untrusted user serves the socket (`owner` returns the configured one),
+    Problem("bad_reply") for other answers.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class ControlClient:
         *,
         connect_s: float = CONNECT_S,
         read_s: float = READ_S,
+        until_s: float = math.inf,
         owner: Callable[[], str] = lambda: "",
         asked: AskedServer = DAEMON,
     ) -> None:
@@ -105,6 +108,7 @@ class ControlClient:
         self._asked = asked
         self._connect_s = connect_s
         self._read_s = read_s
+        self._until_s = until_s
         self._owner = owner
 
     def get(self, *parts: str, query: Mapping[str, str | int | None] | None = None) -> Any:
@@ -222,7 +226,7 @@ class ControlClient:
 
     def _send(self, method: str, target: str, body: bytes | None, kind: str) -> ApiReply:
         """Send one request, and again while daemons answer that they stop, STOPPING_S at most."""
-        until = time.monotonic() + STOPPING_S
+        until = time.monotonic() + self._left(STOPPING_S)
         begun: ApiReply | None = None
         while True:
             reply = self._sent(method, target, body, kind)
@@ -230,7 +234,7 @@ class ControlClient:
             if begun is not None and method == "DELETE" and reply.status == _NOT_FOUND:
                 return begun
             again = _is_stopping(reply) and (reply.undone or method in _IDEMPOTENT)
-            if not again or time.monotonic() >= until:
+            if not again or time.monotonic() + _PAUSE_S >= until:
                 return reply
             if not reply.undone:
                 begun = reply
@@ -259,21 +263,25 @@ class ControlClient:
         if kind:
             headers["Content-Type"] = kind
         try:
-            exchange.ask(method, target, body, headers, self._read_s)
+            exchange.ask(method, target, body, headers, self._left(self._read_s))
             return self._whole(exchange)
         finally:
             exchange.close()
 
     def _exchange(self) -> Exchange:
         """A connection to the control socket that is not open yet; `Exchange.ask` opens it."""
-        return Exchange(self.path, connect_s=self._connect_s, owner=self._owner)
+        return Exchange(self.path, connect_s=self._left(self._connect_s), owner=self._owner)
+
+    def _left(self, seconds: float) -> float:
+        """`seconds`, or what is left until `until_s`."""
+        return min(seconds, max(0.0, self._until_s - time.monotonic()))
 
     def _whole(self, exchange: Exchange) -> ApiReply:
         """The answer with its whole body, of at most MAX_REPLY_BYTES."""
         # By the announced length, before anything is read.
         if (exchange.length or 0) > MAX_REPLY_BYTES:
             raise bounded_socket.reply_too_long()
-        exchange.within(self._read_s, MAX_REPLY_BYTES)
+        exchange.within(self._left(self._read_s), MAX_REPLY_BYTES)
         return ApiReply(status=exchange.status, body=b"".join(exchange.pieces()), undone=exchange.undone)
 
     def _lost(self, error: Exception, method: str, within_s: float | None = None) -> Problem:
@@ -291,7 +299,8 @@ class ControlClient:
                 hint = f"join the group of {self.path} ({who.group}), or run this as root"
                 return Problem("socket_denied", f"{who.name} may be running, but you may not use its socket", hint)
             case TimeoutError():
-                return Problem("unreachable", f"no answer within {within_s:g} s", _unsure(method, who))
+                when = "in time" if time.monotonic() >= self._until_s else f"within {within_s:g} s"
+                return Problem("unreachable", f"no answer {when}", _unsure(method, who))
             case ConnectionError():
                 return Problem(
                     "unreachable", f"{who.name} closed the connection before it answered", _unsure(method, who)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -29,16 +30,18 @@ class CtlSession(NamedTuple):
     screen: Screen
     environ: Mapping[str, str]
 
-    def client(self, *, read_s: float | None = None) -> ControlClient:
+    def client(self, *, read_s: float | None = None, until_s: float = math.inf) -> ControlClient:
         """A client for the socket of --socket, LATTICED_SOCKET, or the settings (contracts §8).
 
-        `read_s`: seconds to wait for an answer; None for the default.
+        `read_s`: seconds to wait for an answer; None for the default. `until_s`: of the monotonic clock, when nothing
+        is waited for any more.
         """
         from latticed.client.control import READ_S, ControlClient
 
         given = getattr(self.args, "socket", None) or self.environ.get("LATTICED_SOCKET")
         path = given or self._settings_socket()
-        return ControlClient(path, read_s=READ_S if read_s is None else read_s, owner=self._socket_owner)
+        read_s = READ_S if read_s is None else read_s
+        return ControlClient(path, read_s=read_s, until_s=until_s, owner=self._socket_owner)
 
     def _socket_owner(self) -> str:
         """The configured user who may serve the socket besides root and the caller; empty without readable settings."""

@@ -26,6 +26,8 @@ CONDITIONS: Final = ("available", "active", "healthy", "stopped")
 """What --for takes."""
 _PAUSE_S: Final = 0.1
 """Between two looks."""
+_LAST_S: Final = 2.0
+"""For the last look, which is at the deadline; a daemon that hangs or stops is waited for no longer."""
 
 
 def _seconds(text: str) -> float:
@@ -44,7 +46,11 @@ def arguments(parser: Parser) -> None:
     parser.add_argument("id", metavar="ID", help="the plugin's id; it need not be there yet")
     parser.add_argument("--for", dest="condition", choices=CONDITIONS, default="active", help="default: active")
     parser.add_argument(
-        "--timeout", metavar="S", type=_seconds, default=30.0, help="seconds to wait at most (default 30)"
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=30.0,
+        help="seconds to wait at most (default 30), before a last look",
     )
 
 
@@ -54,8 +60,8 @@ def run(session: CtlSession) -> int:
     After the timeout exit code 1, or that of the last refusal (4: no such plugin).
     """
     args = session.args
-    client = session.client()
     deadline_s = time.monotonic() + args.timeout
+    client = session.client(until_s=deadline_s + _LAST_S)
     reached_once = False
     while True:
         found: tuple[dict[str, Any], wire.PluginView] | Problem

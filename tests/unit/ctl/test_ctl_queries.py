@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -247,6 +249,21 @@ def test_wait_goes_on_over_a_daemon_restart_and_fails_without_a_daemon(ctl, api)
     thread.start()
     assert ctl("wait", "acme.demo", "--for", "available").code == 0
     thread.join()
+
+
+def test_wait_is_over_in_time_when_the_daemon_hangs(ctl, tmp_path):
+    with closing(socket.socket(socket.AF_UNIX)) as silent:
+        silent.bind(str(tmp_path / "s"))
+        silent.listen()
+        ran = ctl("wait", "acme.demo", "--timeout", "0", LATTICED_SOCKET=str(tmp_path / "s"))
+    assert (ran.code, "no answer in time" in ran.err) == (7, True), ran.err
+
+
+def test_wait_is_over_in_time_when_daemons_go_on_stopping(ctl, api):
+    """It asks them again, but not for a minute."""
+    api.stopping = [True] * 1000
+    assert ctl("wait", "acme.demo", "--timeout", "0").code != 0
+    assert 1 < len(api.asked) < 50
 
 
 def test_active_plugins_not_running_are_counted_by_reason(ctl, api):
