@@ -59,15 +59,35 @@ def run(session: CtlSession) -> int:
     # --follow starts from now on, unless it is told how many events to show before.
     last = args.last if args.last is not None else 0 if args.follow else _LAST
     # First what there is, then what comes: the stream goes on where that ended, so no event is shown twice or left out.
-    newest = after is None and last > 0
+    newest, shown = after is None and last > 0, 0
     if newest:
         found, after = _newest(client, last, query, args.plugin)
-        _show(session, found)
+        shown = _show(session, found)
+    elif after is not None and not args.follow:
+        shown = _show_all(session, stream.backlog(client, after, query))
+    missing = _missing(client, args.plugin) if args.plugin is not None and not shown else None
     if args.follow:  # the stream begins with the events after `after` that there are
+        if missing is not None and missing.code == "not_found":
+            session.screen.note(f"there is no plugin {args.plugin} yet")
         _show_all(session, stream.follow(client, after, query, note=session.screen.note, reached=newest))
-    elif after is not None and not newest:
-        _show_all(session, stream.backlog(client, after, query))
+    elif missing is not None:
+        raise missing
     return ExitCode.OK
+
+
+def _missing(client: ControlClient, plugin_id: str) -> Problem | None:
+    """Why nothing is known of a plugin, Problem not_found unless the daemon says no more; None when something is."""
+    try:
+        ask.about(client, plugin_id)
+    except Problem as missing:
+        if missing.code != "not_found":
+            return missing
+        try:
+            page = client.get("audit", query={"target": plugin_id, "limit": 1})
+        except Problem:  # without the scope operate
+            return missing
+        return None if replies.mapping(page, "page of events").get("events") else missing
+    return None
 
 
 def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str | None) -> tuple[list[Any], str]:
@@ -90,10 +110,9 @@ def _newest(client: ControlClient, last: int, query: dict[str, str], plugin: str
     return found[-last:], upto
 
 
-def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> None:
-    """Print events as they come."""
-    for sent in sents:
-        _show(session, _wanted(sent, session.args.plugin))
+def _show_all(session: CtlSession, sents: Iterable[stream.Sent]) -> int:
+    """Print events as they come; how many there were."""
+    return sum(_show(session, _wanted(sent, session.args.plugin)) for sent in sents)
 
 
 def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
@@ -108,15 +127,17 @@ def _wanted(sent: stream.Sent, plugin: str | None) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> None:
-    """Print one line per event and flush it: a program may be reading a pipe."""
-    screen = session.screen
+def _show(session: CtlSession, rows: Iterable[dict[str, Any]]) -> int:
+    """Print one line per event and flush it: a program may be reading a pipe. How many there were."""
+    screen, shown = session.screen, 0
     for row in rows:
+        shown += 1
         if screen.json_wanted:
             screen.json_line(row)
         else:
             screen.fixed(_cells(row), _WIDTHS)
         screen.flush()
+    return shown
 
 
 def _cells(row: dict[str, Any]) -> tuple[str | Cell, ...]:

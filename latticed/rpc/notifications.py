@@ -11,6 +11,7 @@ from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc.api import Body, QueryParams
 from latticed.rpc.plugins import Nothing
+from latticed.rpc.running import known
 
 if TYPE_CHECKING:
     from latticed.ledger.deliveries import ChannelView, DeliveryRow
@@ -69,6 +70,9 @@ async def listing(ask: Ask) -> NotificationPage:
         # One more than is shown, which tells whether another page follows.
         limit=wanted.limit + 1,
     )
+    # Those of a plugin that is gone from the records are still shown.
+    if wanted.plugin is not None and not found:
+        known(ask, wanted.plugin, forgotten=True)
     counts = await ask.api.notifications.counts()
     page = found[: wanted.limit]
     channels = await ask.api.channels.of_items([item.id for item in page])
@@ -106,7 +110,10 @@ async def prune(ask: Ask) -> NotificationsPruned:
     detail: dict[str, str | int | bool] = {"statuses": ",".join(body.statuses), "plugin": body.plugin or ""}
     told = Event(actor=str(ask.actor), action="notify.prune", target="notifications", decision="allow", detail=detail)
     async with ask.recorded(told):
-        return {"removed": await ask.api.notifications.prune(statuses=body.statuses, plugin_id=body.plugin)}
+        removed = await ask.api.notifications.prune(statuses=body.statuses, plugin_id=body.plugin)
+        if body.plugin is not None and not removed:
+            known(ask, body.plugin, forgotten=True)
+        return {"removed": removed}
 
 
 def _channel(one: ChannelView) -> NotificationChannel:

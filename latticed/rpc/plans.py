@@ -12,6 +12,7 @@ from msgspec import Meta
 
 from latticed.host.network import views
 from latticed.rpc.api import QueryParams
+from latticed.rpc.running import known
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
@@ -72,6 +73,9 @@ async def listing(ask: Ask) -> PlanPage:
     await plans.refresh()
     # One more than is shown, which tells whether another page follows.
     found = await plans.newest(plugin_id=wanted.plugin, state=wanted.state, before=wanted.after, limit=wanted.limit + 1)
+    # Those of a plugin that is gone from the records are still shown.
+    if wanted.plugin is not None and not found:
+        known(ask, wanted.plugin, forgotten=True)
     page = found[: wanted.limit]
     rows = [cast("PlanSummary", views.for_operators(row)) for row in page]
     return {"plans": rows, "next": page[-1].number if len(found) > len(page) else None, "helper": plans.trouble}

@@ -92,10 +92,13 @@ async def _more(ask: Ask, ring: Ring, wait_s: int) -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def known(ask: Ask, plugin_id: str | None = None) -> str:
-    """`plugin_id`, or else the id in the path; Problem("not_found") when no such plugin is on record."""
+def known(ask: Ask, plugin_id: str | None = None, *, forgotten: bool = False) -> str:
+    """`plugin_id`, or else the id in the path; Problem("not_found") when no such plugin is on record.
+
+    `forgotten`: one that was forgotten will do.
+    """
     plugin_id = ask.part("id") if plugin_id is None else plugin_id
     record = ask.api.lifecycle.records.get(plugin_id)
-    if record is None or record.forgotten:
+    if record is None or (record.forgotten and not forgotten):
         raise Problem("not_found", f"there is no plugin {plugin_id[:130]!r}", "latticectl list, or latticectl rejected")
     return plugin_id

@@ -140,8 +140,8 @@ DELETE_SECRET: Final = Form(service_answers.SecretDeleted, query=secrets.Deletio
 BIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 UNBIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
 
-NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Shelf, codes=_UNRECORDED)
-PRUNE: Final = Form(service_answers.NotificationsPruned, body=notifications.Prune, codes=_UNRECORDED)
+NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Shelf, codes=_UNKNOWN)
+PRUNE: Final = Form(service_answers.NotificationsPruned, body=notifications.Prune, codes=_UNKNOWN)
 TEST_CHANNEL: Final = Form(
     service_answers.ChannelTested,
     body=notifications.Test,
@@ -150,13 +150,13 @@ TEST_CHANNEL: Final = Form(
 REOPEN: Final = Form(service_answers.NotificationReopened, body=plugins.Nothing, codes=("quota_exceeded", *_UNKNOWN))
 
 _TASK: Final = ("invalid_transition", "digest_mismatch", "quota_exceeded", *_UNKNOWN)
-TASKS: Final = Form(tasks.TaskPage, query=tasks.Sought, codes=_UNRECORDED)
+TASKS: Final = Form(tasks.TaskPage, query=tasks.Sought, codes=_UNKNOWN)
 TASK: Final = Form(tasks.TaskWhole, codes=_UNKNOWN)
 APPROVE_TASK: Final = Form(tasks.TaskRow, body=tasks.Approval, codes=_TASK)
 CANCEL_TASK: Final = Form(tasks.TaskRow, body=plugins.Nothing, codes=_TASK)
 CANCEL_TASKS: Final = Form(tasks.TasksCancelled, body=plugins.Nothing, codes=_UNRECORDED)
 
-PLANS: Final = Form(plans.PlanPage, query=plans.PlanFilter, codes=_UNRECORDED)
+PLANS: Final = Form(plans.PlanPage, query=plans.PlanFilter, codes=_UNKNOWN)
 PLAN: Final = Form(plans.PlanWhole, codes=_UNKNOWN)
 
 _INDEX: Final = (

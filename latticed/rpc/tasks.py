@@ -9,6 +9,7 @@ from msgspec import Meta
 from latticed.host.task import calls as host
 from latticed.rpc.api import Body, QueryParams
 from latticed.rpc.plugins import Nothing
+from latticed.rpc.running import known
 
 if TYPE_CHECKING:
     from latticed.host.task.keeper import TaskKeeper
@@ -97,6 +98,9 @@ async def listing(ask: Ask) -> TaskPage:
         # One more than is shown, which tells whether another page follows.
         limit=wanted.limit + 1,
     )
+    # Those of a plugin that is gone from the records are still shown.
+    if wanted.plugin is not None and not found:
+        known(ask, wanted.plugin, forgotten=True)
     page = found[: wanted.limit]
     rows = [cast("TaskRow", host.summary(one)) for one in page]
     return {"tasks": rows, "next": page[-1].seq if len(found) > len(page) else None}

@@ -120,6 +120,25 @@ def test_events_show_no_detail_to_scope_read(ctl, api):
     assert ctl("events", "--after", "0").out.split()[0] == "1"
 
 
+@pytest.mark.parametrize("words", [(), ("--after", "1"), ("--last", "3", "--host-calls")])
+def test_events_of_a_plugin_that_nobody_knows_are_an_error(ctl, api, words):
+    """One that is there, or of which anything is on record, may have none to be shown."""
+    api.events = [event(1, target="acme.gone")]
+    ran = ctl("events", "--plugin", "acme.none", *words)
+    assert (ran.code, ran.out, "error: no plugin acme.none\n" in ran.err) == (4, "", True)
+    api.add("acme.quiet")
+    for plugin_id in ("acme.quiet", "acme.gone"):
+        assert ctl("events", "--plugin", plugin_id, "--after", "1").code == 0
+
+
+def test_follow_says_that_there_is_no_such_plugin_yet_and_goes_on(ctl, api, hurried):
+    """Its bundle may be about to come."""
+    api.streams = [(200, sse(event(3, target="acme.soon"))), problem(403, "access_denied", "over")]
+    ran = ctl("events", "-f", "--plugin", "acme.soon")
+    assert (ran.code, ran.out.split()[2]) == (5, "plugin.status"), ran
+    assert "there is no plugin acme.soon yet\n" in ran.err
+
+
 def test_follow_resumes_after_a_restart_of_the_daemon(ctl, api, hurried):
     """No event is lost or shown twice; the pauses grow."""
     api.streams = [

@@ -14,6 +14,7 @@ ID = "acme.demo"
 async def home():
     async with in_process.opened() as found:
         found.drop(id=ID, capabilities=["notify:send"])
+        found.drop("other", id="acme.other")
         await found.armed(ID)
         queue = found.app.api.notifications
         for number in range(3):
@@ -68,3 +69,21 @@ async def test_prune_removes_queued_notifications_only_if_named(home):
     assert dict(await home.ask("POST", "/api/notifications/prune", {"statuses": ["queued"]})) == {"removed": 2}
     assert (await home.ask("POST", "/api/notifications/prune", {"statuses": ["delivering"]})).status == 400
     assert await recorded(home, "notify.prune") == [("allow", "")] * 2
+
+
+async def test_plugin_that_nobody_knows_is_not_found(home):
+    """As a filter, too; one that was forgotten is known, and so is one of which there are still rows."""
+    for path in ("notifications", "tasks", "plans"):
+        for plugin_id, status in (("acme.other", 200), ("acme.nobody", 404)):
+            answer = await home.ask("GET", f"/api/{path}?plugin={plugin_id}")
+            assert (answer.status, answer.code) == (status, "not_found" if status == 404 else ""), (path, answer)
+    prune = "/api/notifications/prune"
+    assert dict(await home.ask("POST", prune, {"plugin": "acme.other"})) == {"removed": 0}
+    assert (await home.ask("POST", prune, {"plugin": "acme.nobody"})).code == "not_found"
+    assert await recorded(home, "notify.prune") == [("allow", ""), ("allow", ""), ("deny", "not_found")]
+    (home.plugin_dir / "demo" / "manifest.json").unlink()
+    await home.until_plugin(ID, lambda view: not view["available"])
+    assert (await home.decide(ID, "disabled")).status == 200
+    assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/forget", {})).status == 200
+    assert len((await home.ask("GET", f"/api/notifications?plugin={ID}"))["notifications"]) == 3
+    assert (await home.ask("GET", f"/api/tasks?plugin={ID}"))["tasks"] == []
