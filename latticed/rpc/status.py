@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from aiohttp import web
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 
 class Lift(Body, frozen=True):
-    """`kind` is keys, digests or plugins, `value` as the trust policy writes it."""
+    """What is lifted: `value` as the trust policy writes it."""
 
-    kind: str
+    kind: Literal["key", "digest", "plugin"]
     value: str
 
 

@@ -149,6 +149,13 @@ def test_trust_lift_with_invalid_body_is_bad_request(daemon, body):
     assert daemon.post("/api/trust/lift", body).code == "bad_request"
 
 
+def test_kinds_of_revocations_that_openapi_names_are_those_that_can_be_lifted(daemon):
+    kind = daemon.get("/openapi.json").json()["components"]["schemas"]["Lift"]["properties"]["kind"]
+    assert set(kind["enum"]) == {"key", "digest", "plugin"}
+    for one in kind["enum"]:
+        assert daemon.post("/api/trust/lift", {"kind": one, "value": "x"}).code == "not_found"
+
+
 def test_plugins_of_a_publisher_no_longer_trusted_are_stopped(active, place, acme):
     """They are armed again once the publisher is trusted again."""
     place.trust_us(bundles.author("other"))
