@@ -181,7 +181,7 @@ def _plan(session: CtlSession, plugin_id: str) -> tuple[str, str]:
     Problems action_failed, plan_failed.
     """
     client, body = session.client(read_s=_INVOKE_S), {"action": ACTION, "payload": {}}
-    reply = replies.mapping(client.post("plugins", "by-id", plugin_id, "invoke", body=body), "reply")
+    reply = ask.invoke(client, plugin_id, body)
     if reply.get("ok") is not True:
         detail = str(reply.get("error") or reply.get("message") or "it gave no reason")
         hint = ask.where_it_tells(client, plugin_id)

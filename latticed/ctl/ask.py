@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from latticed.ctl import decode, replies
 from latticed.model import ids
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from latticed import wire
     from latticed.client.control import ControlClient
+
+
+_BAD_GATEWAY: Final = 502
 
 
 class Asked(Protocol):
@@ -45,6 +48,22 @@ def plugin(client: ControlClient, plugin_id: str) -> tuple[dict[str, Any], wire.
     """One plugin's record, as it was sent and decoded; Problems not_found, bad_reply."""
     plain = replies.mapping(about(client, plugin_id).get("plugin"), "plugin")
     return plain, decode.plugin(plain)
+
+
+def invoke(client: ControlClient, plugin_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The plugin's reply to an action, whatever it says.
+
+    The ApiRefusal of one that ended instead, or did not keep to its protocol, has `where_it_tells` as its hint.
+    """
+    from latticed.client.control import ApiRefusal
+
+    try:
+        return replies.mapping(client.post("plugins", "by-id", plugin_id, "invoke", body=body), "reply")
+    except ApiRefusal as refusal:
+        if refusal.status != _BAD_GATEWAY or refusal.hint:
+            raise
+        hint = where_it_tells(client, plugin_id)
+        raise ApiRefusal(refusal.status, refusal.code, refusal.reason, hint) from refusal
 
 
 def where_it_tells(client: ControlClient, plugin_id: str) -> str:

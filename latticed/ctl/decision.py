@@ -60,8 +60,12 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
     # The decision holds although the start failed, so this is no refusal but a failure.
     if tone == "bad":
         screen.note(f"error: {why}")
-        again = "it is tried" if view.runtime.next_retry_at else f"latticectl restart {view.id} tries"
-        screen.hint(f"latticectl explain {view.id} says what to do; {again} again")
+        again = ""
+        if view.runtime.next_retry_at:
+            again = "; it is tried again"
+        elif view.available:  # else it is refused for the same reason
+            again = f"; latticectl restart {view.id} tries again"
+        screen.hint(f"latticectl explain {view.id} says what to do{again}")
         return ExitCode.FAILED
     if starts and tone == "warn":
         screen.note(f"error: {view.id} is still being started")

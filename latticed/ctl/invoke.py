@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed import wire
 from latticed.client.control import LONG_S
-from latticed.ctl import ask, replies
+from latticed.ctl import ask
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.kit import strict_json
@@ -38,7 +38,7 @@ def run(session: CtlSession) -> int:
     args = session.args
     body = {"action": args.action, "payload": payload(args.payload)}
     client = session.client(read_s=LONG_S)  # longer than the daemon's own limit for an invocation
-    reply = replies.mapping(client.post("plugins", "by-id", ask.known_id(args.id), "invoke", body=body), "reply")
+    reply = ask.invoke(client, ask.known_id(args.id), body)
     if args.qr and reply.get("ok") is True:
         _draw(session, reply)
         return ExitCode.OK

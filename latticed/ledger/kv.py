@@ -70,16 +70,16 @@ def put(tx: Transaction, bucket: str, key: str, value: bytes, quota: KvQuota) ->
     was lowered.
     """
     if len(value) > quota.value_bytes:
-        raise _exceeded(f"a value of at most {quota.value_bytes} bytes", f"{len(value)}")
+        raise Problem("quota_exceeded", f"expected a value of at most {quota.value_bytes} bytes, found {len(value)}")
     # A replacement counts with the difference to what is there.
     old = _size(tx, bucket, key)
     more_keys = int(old is None)
     more_bytes = len(value) + len(key.encode("utf-8")) - (old or 0)
     used_keys, used_bytes = usage(tx, bucket)
     if more_keys and used_keys >= quota.keys:
-        raise _exceeded(f"at most {quota.keys} keys in {bucket}", f"{used_keys}")
+        raise _full(f"at most {quota.keys} keys in {bucket}", f"{used_keys}")
     if more_bytes > 0 and used_bytes + more_bytes > quota.total_bytes:
-        raise _exceeded(f"at most {quota.total_bytes} bytes in {bucket}", f"{used_bytes + more_bytes}")
+        raise _full(f"at most {quota.total_bytes} bytes in {bucket}", f"{used_bytes + more_bytes}")
     number = _count(tx, bucket, more_keys, more_bytes)
     tx.execute("INSERT OR REPLACE INTO kv (bucket, key, value, version) VALUES (?,?,?,?)", (bucket, key, value, number))
     return number
@@ -187,6 +187,6 @@ def _past(prefix: str) -> str | None:
     return stem[:-1] + chr(0xE000 if following == 0xD800 else following)
 
 
-def _exceeded(expected: str, found: str) -> Problem:
-    """The Problem quota_exceeded with what is allowed and what was found."""
+def _full(expected: str, found: str) -> Problem:
+    """The Problem quota_exceeded of a bucket, with what is allowed and what was found."""
     return Problem("quota_exceeded", f"expected {expected}, found {found}", "delete what is no longer needed")

@@ -137,7 +137,7 @@ def transition(
     if wanted not in TRANSITIONS[record.status]:
         allowed = ", ".join(sorted(TRANSITIONS[record.status]))
         detail = f"cannot make {record.id} {wanted}: expected {allowed} after {record.status}"
-        return Problem("invalid_transition", detail, _next_step(record))
+        return Problem("invalid_transition", detail, next_step(record, wanted))
     if wanted is not Status.DISABLED and not seen.available:
         return _not_available(record, wanted, seen)
     if wanted is Status.INSTALLED and (fault := _downgrade(record, record.facts.version, consent)):
@@ -445,10 +445,12 @@ def _not_available(record: Record, wanted: Status, seen: Presence) -> Problem:
     return Problem("not_available", detail, f"latticectl info {record.id}")
 
 
-def _next_step(record: Record) -> str:
-    """The latticectl command that a record in this status can take."""
-    verb = {Status.VERIFIED: "install", Status.INSTALLED: "activate", Status.DISABLED: "activate"}.get(record.status)
-    return f"latticectl {verb or 'disable'} {record.id}"
+def next_step(record: Record, wanted: Status) -> str:
+    """The latticectl command that brings a record nearer to `wanted`; where none does, the one that shows it."""
+    verb = "info"
+    if wanted is Status.ACTIVE and record.status is not Status.ACTIVE:
+        verb = "activate" if record.accepted else "install"
+    return f"latticectl {verb} {record.id}"
 
 
 def _stamped(record: Record, wanted: Status, now: int) -> Record:

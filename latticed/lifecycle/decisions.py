@@ -393,12 +393,14 @@ class Decisions:
         async with self._deciding(actor, plugin_id) as record:
             if record.status is not Status.ACTIVE:
                 detail = f"cannot restart {plugin_id}: it is {record.status}, expected active"
-                raise await self._refused(actor, plugin_id, Problem("invalid_transition", detail).fault)
+                hint = advance.next_step(record, Status.ACTIVE)
+                raise await self._refused(actor, plugin_id, Problem("invalid_transition", detail, hint).fault)
             seen = self.state.presence(plugin_id)
             if not seen.available:
                 trouble = f": {seen.trouble.code}" if seen.trouble else ""
                 detail = f"cannot restart {plugin_id}: its bundle does not verify{trouble}"
-                raise await self._refused(actor, plugin_id, Problem("not_available", detail).fault)
+                hint = f"latticectl explain {plugin_id}"
+                raise await self._refused(actor, plugin_id, Problem("not_available", detail, hint).fault)
             # Before it takes effect, as everything that starts something.
             await self.ledger.record(recording.event(actor, "plugin.restart", record, {}))
             self.supervisor.arm(self.state.plugins[plugin_id], frozenset(record.granted), afresh=True)

@@ -283,6 +283,17 @@ def test_plugin_has_ended_when_latticectl_trust_revoke_returns(active, place, ac
     assert json.loads(place.trust.read_bytes())["trusted_publishers"]["acme"]
 
 
+def test_restart_is_not_advised_while_the_bundle_is_refused(active, place, acme):
+    """It would be refused for that."""
+    place.trust_us(acme, revoked={"plugins": ["acme.demo@*"]})
+    _stopped(active, "plugin_revoked")
+    said = active.ctl("activate", "acme.demo")
+    assert (said.returncode, "error: acme.demo could not be armed: plugin_revoked" in said.stderr) == (1, True), said
+    assert said.stderr.endswith("hint: latticectl explain acme.demo says what to do\n"), said
+    refused = active.ctl("restart", "acme.demo")
+    assert (refused.returncode, refused.stderr.splitlines()[1:]) == (1, ["hint: latticectl explain acme.demo"]), refused
+
+
 @pytest.mark.parametrize("bounds", [("--max-risk", "read"), ("--ids", "acme.other")])
 def test_plugin_has_ended_when_latticectl_trust_add_returns_that_bounds_its_publisher(place, acme, bounds):
     place.drop(author=acme, v2=True, capabilities=["kv:write"])

@@ -167,17 +167,24 @@ def test_payload_that_is_not_utf_8_is_not_sent(ctl, api, monkeypatch):
         (None, [], ""),
     ],
 )
-def test_a_refused_invocation_hints_at_what_there_is(ctl, api, lines, denials, hint):
-    """A log that is empty, or may not be read, is not named."""
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((200, {"ok": False, "error": "no page"}), "acme.demo refused 'greet': no page"),
+        (api_server.problem(502, "exited", "the plugin ended: exited 3"), "the plugin ended: exited 3"),
+    ],
+)
+def test_an_invocation_that_fails_hints_at_what_there_is(ctl, api, lines, denials, hint, answer, said):
+    """Refused by the plugin, or ended with it. A log that is empty, or may not be read, is not named."""
     api.add(status="active")
-    api.override["POST plugins/by-id/acme.demo/invoke"] = 200, {"ok": False, "error": "no page"}
+    api.override["POST plugins/by-id/acme.demo/invoke"] = answer
     page = 200, {"lines": lines, "next": 1}
     denied = api_server.problem(403, "access_denied", "this takes the scope operate")
     api.override["GET plugins/by-id/acme.demo/logs"] = denied if lines is None else page
     api.denials = denials
     ran = ctl("invoke", "acme.demo", "greet")
     assert (ran.code, ran.out) == (1, "")
-    assert ran.err == "error: acme.demo refused 'greet': no page\n" + (f"hint: {hint}\n" if hint else "")
+    assert ran.err == f"error: {said}\n" + (f"hint: {hint}\n" if hint else "")
 
 
 @pytest.mark.parametrize(

@@ -79,17 +79,17 @@ async def test_kv_stores_values_and_counts_usage(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("v", b"123456789"), ("fourth", b""), ("a", b"12345678")],
+    ("key", "value", "room"),
+    [("v", b"123456789", False), ("fourth", b"", True), ("a", b"12345678", True)],
     ids=["value too large", "too many keys", "too many bytes"],
 )
-async def test_kv_put_beyond_quota_is_refused(ledger: Ledger, key: str, value: bytes) -> None:
-    """It changes nothing."""
+async def test_kv_put_beyond_quota_is_refused(ledger: Ledger, key: str, value: bytes, *, room: bool) -> None:
+    """It changes nothing. To delete something is advised where that makes room."""
     for name in ("a", "b", "c"):
         await ledger.write(lambda tx, name=name: kv.put(tx, "b", name, b"12345", QUOTA))  # type: ignore[misc]
     with pytest.raises(Problem) as caught:
         await ledger.write(lambda tx: kv.put(tx, "b", key, value, QUOTA))
-    assert caught.value.code == "quota_exceeded"
+    assert (caught.value.code, bool(caught.value.hint)) == ("quota_exceeded", room)
     assert ledger.read(lambda db: kv.usage(db, "b")) == (3, 18)
     assert ledger.read(lambda db: kv.get(db, "b", "a")) == b"12345"
 

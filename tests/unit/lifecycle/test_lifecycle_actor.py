@@ -60,19 +60,19 @@ async def test_plugin_passes_through_every_status(home):
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("given", "wanted", "verb"),
     [
-        ([], "active"),
-        ([], "disabled"),
-        (["installed"], "installed"),
-        (["installed", "active"], "installed"),
-        (["installed", "active"], "active"),
-        (["installed", "disabled"], "installed"),
-        (["installed", "disabled"], "disabled"),
+        ([], "active", "install"),
+        ([], "disabled", "info"),
+        (["installed"], "installed", "info"),
+        (["installed", "active"], "installed", "info"),
+        (["installed", "active"], "active", "info"),
+        (["installed", "disabled"], "installed", "info"),
+        (["installed", "disabled"], "disabled", "info"),
     ],
 )
-async def test_invalid_transition_is_refused(home, given, wanted):
-    """409 with its code, audited, and nothing changed."""
+async def test_invalid_transition_is_refused(home, given, wanted, verb):
+    """409 with its code, audited, and nothing changed. The hint leads to what is wanted, and away from nothing."""
     home.drop()
     await home.seen(ID)
     for status in given:
@@ -80,6 +80,7 @@ async def test_invalid_transition_is_refused(home, given, wanted):
     before = await home.plugin(ID)
     answer = await home.decide(ID, wanted)
     assert (answer.status, answer.code) == (409, "invalid_transition")
+    assert answer["hint"] == f"latticectl {verb} {ID}"
     assert await home.plugin(ID) == before
     assert refusals(home) == [("invalid_transition", wanted)]
 
@@ -273,7 +274,8 @@ async def test_restart_starts_new_instance(home):
     home.drop()
     await home.seen(ID)
     await home.decide(ID, "installed")
-    assert (await home.ask("POST", f"{URL}/restart", {})).code == "invalid_transition"
+    refused = await home.ask("POST", f"{URL}/restart", {})
+    assert (refused.code, refused["hint"]) == ("invalid_transition", f"latticectl activate {ID}")
     await home.decide(ID, "active")
     first = home.driven.only(ID)
     answer = await home.ask("POST", f"{URL}/restart", {})
