@@ -115,7 +115,7 @@ def count(text: str) -> int:
 
 
 def newest(most: int) -> Callable[[str], int]:
-    """An argument's type: how many of the newest, at most as many as one request answers."""
+    """An argument's type: how many rows, at most as many as one request answers."""
 
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or len(text) > 15 or not 1 <= int(text) <= most:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentTypeError
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -44,7 +43,7 @@ def arguments(parser: Parser) -> None:
     query.add_argument(
         "--after", metavar="SEQ", type=cursor, default=None, help="only decisions after this one; SEQ.CALL: and calls"
     )
-    query.add_argument("--limit", metavar="N", type=_count, default=100, help="at most so many (default 100)")
+    query.add_argument("--limit", metavar="N", type=newest(_PAGE), default=100, help="at most so many (default 100)")
     query.add_argument("--last", metavar="N", type=newest(_PAGE), help="the newest so many; not with --after")
     export = actions.add_parser("export", help="all events and signed heads as NDJSON, for keeping elsewhere")
     export.add_argument(
@@ -95,13 +94,6 @@ def run(session: CtlSession) -> int:
             return _verify_lines(session, _lines(session), str(status.get("public_key")))
         case _:
             return _verify(session)
-
-
-def _count(text: str) -> int:
-    """An argument's type: a whole number."""
-    if not text.isascii() or not text.isdigit():
-        raise ArgumentTypeError(f"expected a whole number, found {text[:40]!r}")
-    return int(text)
 
 
 def _query(session: CtlSession) -> int:

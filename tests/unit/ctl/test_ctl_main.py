@@ -106,7 +106,14 @@ def test_arguments_that_are_not_utf_8_are_errors(ctl, api, tmp_path, monkeypatch
         (("--format", "xml", "list"), "argument --format: invalid choice: 'xml'", "latticectl --help"),
         (("list", "--form", "json"), "unrecognized arguments: --form json", "latticectl list --help"),
         (("li\x1bst",), "unknown verb 'li\\x1bst'", ""),
-        (("audit", "query", "--limit", "x"), "argument --limit: expected a whole number, found 'x'", ""),
+        *(
+            (
+                ("audit", "query", "--limit", given),
+                f"--limit: expected a whole number of 1 to 1000, found '{given}'",
+                "",
+            )
+            for given in ("x", "0", "1001")
+        ),
         (("audit", "query", "--since", "yesterday"), "--since: expected 10m, 2h, 3d or a time", ""),
     ],
 )
