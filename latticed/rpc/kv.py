@@ -12,6 +12,7 @@ from latticed.ledger import kv as rows
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc.api import QueryParams
+from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,7 @@ async def put(ask: Ask) -> ValueSet:
 
 async def delete(ask: Ask) -> ValueDeleted:
     """Delete one key and its value."""
+    await ask.body(Nothing)
     bucket, key = _place(ask)
     if not await _change(ask, "kv.delete", lambda tx: rows.delete(tx, bucket, key)):
         raise Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}")

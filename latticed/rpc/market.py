@@ -16,6 +16,7 @@ from latticed.rpc.access import Scope
 from latticed.rpc.backup import WRITE_S
 from latticed.rpc.market_offers import SLACK_S, wanted_release
 from latticed.rpc.market_shapes import MarketChoice, MarketImport, MarketInstall, RefreshSource
+from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +182,7 @@ async def release(ask: Ask) -> HoldSet:
 
 
 async def _hold(ask: Ask, *, on: bool) -> HoldSet:
+    await ask.body(Nothing)
     changed = await ask.api.market().hold(ask.part("id"), ask.actor, on=on)
     return {"id": ask.part("id"), "held": on, "changed": changed}
 

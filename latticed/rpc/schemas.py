@@ -131,14 +131,16 @@ CHAIN: Final = Form(
 KEYS: Final = Form(responses.KeyPage, query=kv.Span)
 VALUE: Final = Form("application/octet-stream", codes=_UNKNOWN)
 PUT_VALUE: Final = Form(responses.ValueSet, body=bytes, codes=("quota_exceeded", *_UNKNOWN))
-DELETE_VALUE: Final = Form(responses.ValueDeleted, codes=_UNKNOWN)
+DELETE_VALUE: Final = Form(responses.ValueDeleted, body=plugins.Nothing, codes=_UNKNOWN)
 
 _SECRET: Final = ("secret_unavailable", "quota_exceeded", *_UNKNOWN)
 SECRETS: Final = Form(service_answers.SecretList, codes=_SECRET)
 SET_SECRET: Final = Form(service_answers.SecretSet, body=bytes, codes=_SECRET)
-DELETE_SECRET: Final = Form(service_answers.SecretDeleted, query=secrets.Deletion, codes=("secret_bound", *_SECRET))
-BIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
-UNBIND_SECRET: Final = Form(service_answers.SecretBound, codes=_SECRET)
+DELETE_SECRET: Final = Form(
+    service_answers.SecretDeleted, query=secrets.Deletion, body=plugins.Nothing, codes=("secret_bound", *_SECRET)
+)
+BIND_SECRET: Final = Form(service_answers.SecretBound, body=plugins.Nothing, codes=_SECRET)
+UNBIND_SECRET: Final = Form(service_answers.SecretBound, body=plugins.Nothing, codes=_SECRET)
 
 NOTIFICATIONS: Final = Form(service_answers.NotificationPage, query=notifications.Shelf, codes=_UNKNOWN)
 PRUNE: Final = Form(service_answers.NotificationsPruned, body=notifications.Prune, codes=_UNKNOWN)
@@ -227,7 +229,7 @@ MARKET_IMPORT: Final = Form(
         *(code.value for code in Code),
     ),
 )
-MARKET_HOLD: Final = Form(market_shapes.HoldSet, codes=_UNKNOWN)
+MARKET_HOLD: Final = Form(market_shapes.HoldSet, body=plugins.Nothing, codes=_UNKNOWN)
 
 DDNS: Final = Form(delegated.DdnsPage, query=delegated.Of, codes=("not_found",))
 RETRY_DDNS: Final = Form(delegated.DdnsRetried, body=delegated.Retry, codes=("quota_exceeded", *_UNKNOWN))

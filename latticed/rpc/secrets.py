@@ -8,6 +8,7 @@ from latticed.kit.clock import rfc3339
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc.api import QueryParams
+from latticed.rpc.plugins import Nothing
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -52,6 +53,7 @@ class Deletion(QueryParams, frozen=True):
 
 async def delete(ask: Ask) -> SecretDeleted:
     """Delete a secret; one that is bound to plugins only with `unbind`, which removes the bindings too."""
+    await ask.body(Nothing)
     async with _recorded(ask, "secret.delete"):
         plugins = await ask.api.secrets.delete(ask.part("name"), unbind=ask.query(Deletion).unbind)
     return {"name": ask.part("name"), "plugins": list(plugins), "deleted": True}
@@ -59,6 +61,7 @@ async def delete(ask: Ask) -> SecretDeleted:
 
 async def bind(ask: Ask) -> SecretBound:
     """Bind a secret to a plugin, whose host calls may then refer to it."""
+    await ask.body(Nothing)
     async with _recorded(ask, "secret.bind"):
         await ask.api.secrets.bind(ask.part("name"), ask.part("id"))
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": True}
@@ -66,6 +69,7 @@ async def bind(ask: Ask) -> SecretBound:
 
 async def unbind(ask: Ask) -> SecretBound:
     """Remove the binding of a secret to a plugin."""
+    await ask.body(Nothing)
     async with _recorded(ask, "secret.unbind"):
         await ask.api.secrets.unbind(ask.part("name"), ask.part("id"))
     return {"name": ask.part("name"), "plugin": ask.part("id"), "bound": False}

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 
+from latticed.rpc import routes
 from tests.house import bundles, daemons, raw_http
 
 pytestmark = pytest.mark.daemon
@@ -206,6 +207,19 @@ def test_body_over_one_mebibyte_is_413(daemon):
     assert daemon.post("/api/plugins/verify", at_limit).status == 404
     answer = daemon.post("/api/plugins/verify", at_limit + b" ")
     assert (answer.status, answer.code) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    "route",
+    [one for one in routes.ROUTES if one.method != "GET" and one.form.body is not bytes],
+    ids=lambda one: f"{one.method} {one.path}",
+)
+def test_body_with_unknown_fields_or_over_the_limit_is_refused(daemon, route):
+    """Also where nothing is to be said in it."""
+    path = re.sub(r"{\w+}", "acme.one", route.path)
+    for body, status, code in (({"x": 1}, 400, "bad_request"), (b" " * (2 << 20), 413, "too_large")):
+        answer = daemon.ask(route.method, path, body)
+        assert (answer.status, answer.code) == (status, code), answer
 
 
 def test_installing_a_removed_bundle_is_409_not_available(daemon):
