@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
-    from latticed.fleet.documents import FleetDocument
+    from latticed.fleet.documents import FleetDocument, Revocations
     from latticed.fleet.fleet_directory import FleetDirectory
 
 EXAMPLES: Final = examples(
@@ -28,7 +29,7 @@ EXAMPLES: Final = examples(
 )
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _USER: Final = re.compile(r"U[A-Z2-7]{55}")
-_MOST: Final = 1_000
+_MOST_USERS: Final = 1_000
 _NODE_BYTES: Final = 4 << 20
 
 
@@ -62,7 +63,7 @@ def arguments(parser: Parser) -> None:
 
 
 def run(session: CtlSession) -> int:
-    """Sign lists with all that was revoked before and what is named now; nothing ever takes one back."""
+    """Sign what is named now into the lists of what was revoked before; nothing ever takes one back."""
     args, screen = session.args, session.screen
     fleet = fleet_signing.directory(session)
     with fleet_signing.alone(fleet):
@@ -111,10 +112,12 @@ def _tell(
 
 def _names(fleet: FleetDirectory, named: list[str]) -> RevokedNames:
     """All that is revoked from now on; Problem usage, already_revoked, revocations_too_many, node_unproven."""
+    from latticed.fleet import judging
+
     before, users = fleet.revocations(), fleet.users()
     names = RevokedNames(
-        keys=list(before.document.keys if before else ()),
-        documents=list(before.document.intents if before else ()),
+        keys=[key for one in before.values() for key in one.document.keys],
+        documents=[sha256 for one in before.values() for sha256 in one.document.intents],
         users=list(users.document.users if users else ()),
     )
     for one in named:
@@ -126,8 +129,11 @@ def _names(fleet: FleetDirectory, named: list[str]) -> RevokedNames:
             f"expected something that counts still, found {', '.join(named)[:200]}",
             f"latticectl fleet send {fleet.path}/signed/*.json, if a controller does not know it yet",
         )
-    if max(len(names.keys), len(names.documents), len(names.users)) > _MOST:
-        raise Problem("revocations_too_many", f"expected at most {_MOST} of each kind in all, found more")
+    if len(names.keys) + len(names.documents) > judging.MAX_REVOKED:
+        raise Problem("revocations_too_many", f"expected at most {judging.MAX_REVOKED} in all, found more")
+    if len(names.users) > _MOST_USERS:
+        hint = "revoke the key of such a host alone (latticectl fleet revoke KEY): its credentials end by themselves"
+        raise Problem("revocations_too_many", f"expected at most {_MOST_USERS} users in all, found more", hint)
     return names
 
 
@@ -135,16 +141,9 @@ def _lists(fleet: FleetDirectory, names: RevokedNames) -> dict[str, Any]:
     """The next lists, by the names of their files: those in which something is new."""
     from latticed.fleet import deployment, documents, fleet_directory, nkeys
 
-    made: dict[str, Any] = {}
     users = [one for one in names.added if _USER.fullmatch(one)]
-    before, kept, identities = fleet.revocations(), fleet.users(), fleet.identities()
-    if len(users) < len(names.added):
-        made[fleet_directory.REVOCATIONS] = documents.Revocations(
-            fleet=fleet.facts.fleet,
-            serial=before.document.serial + 1 if before else 1,
-            keys=tuple(names.keys),
-            intents=tuple(names.documents),
-        )
+    kept, identities = fleet.users(), fleet.identities()
+    made: dict[str, Any] = _revocations(fleet, [one for one in names.added if one not in users])
     if users and identities is not None:
         now_s = int(time.time())
         if kept is not None:  # servers take the one of the later moment
@@ -162,10 +161,40 @@ def _lists(fleet: FleetDirectory, names: RevokedNames) -> dict[str, Any]:
     return made
 
 
+def _revocations(fleet: FleetDirectory, added: list[str]) -> dict[str, Revocations]:
+    """The lists that are to be signed for `added`, by the names of their files: the last one, while it has room for
+    more, and others after it.
+    """
+    from latticed.fleet import documents, fleet_directory
+
+    lists = fleet.revocations()
+    name, last = next(reversed(lists.items()), (fleet_directory.REVOCATIONS, None))
+    serial = last.document.serial if last is not None else 0
+    keys, intents = (list(last.document.keys), list(last.document.intents)) if last is not None else ([], [])
+    made: dict[str, Revocations] = {}
+
+    def listed() -> Revocations:
+        number = serial + len({*made, name})
+        return documents.Revocations(fleet=fleet.facts.fleet, serial=number, keys=tuple(keys), intents=tuple(intents))
+
+    for one in added:
+        where = intents if _SHA256.fullmatch(one) else keys
+        where.append(one)
+        if not documents.fits(listed()):
+            taken = {*lists, *made, name}
+            name = next(file for n in itertools.count(2) if (file := f"revocations-{n}.json") not in taken)
+            keys, intents = ([], [one]) if where is intents else ([one], [])
+        made[name] = listed()
+    return made
+
+
 def _envelope(document: FleetDocument, key: Any) -> bytes:
     from latticed.fleet import documents
 
-    return documents.sign(document, key)
+    try:
+        return documents.sign(document, key)
+    except documents.Malformed as error:
+        raise documents.problem(error, "revocations_too_many") from error
 
 
 def _values(fleet: FleetDirectory, given: str, revoked: list[str]) -> list[str]:

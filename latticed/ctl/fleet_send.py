@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
 
 EXAMPLES: Final = examples(
-    "latticectl fleet send home/signed/revocations.json",
+    "latticectl fleet send home/signed/revocations*.json",
     "latticectl fleet send home/controllers/c2/certificate.json home/signed/intent-*.json",
 )
 

@@ -376,12 +376,16 @@ class Signed(Struct, frozen=True, kw_only=True):
 def sign(document: FleetDocument, key: Ed25519PrivateKey) -> bytes:
     """The envelope of a document, as JSON; Malformed for one that nobody would take."""
     payload = _payload(document)
-    public = keys.encode_base64(key.public_key().public_bytes_raw())
-    signature = keys.encode_base64(key.sign(DOMAINS[type(document)] + payload))
-    encoded = base64.urlsafe_b64encode(payload).rstrip(b"=").decode()
-    envelope = msgspec.json.encode(_SignedEnvelope(payload=encoded, signature=signature, key=public))
+    public = key.public_key().public_bytes_raw()
+    envelope = _enveloped(payload, key.sign(DOMAINS[type(document)] + payload), public)
     read(envelope, type(document))
     return envelope
+
+
+def fits(document: FleetDocument) -> bool:
+    """Whether the envelope of a document is not too large for its kind."""
+    envelope = _enveloped(_payload(document), bytes(keys.SIGNATURE_BYTES), bytes(keys.KEY_BYTES))
+    return len(envelope) <= _most(type(document))
 
 
 def read(envelope: bytes, kind: type[D]) -> Signed:
@@ -389,7 +393,7 @@ def read(envelope: bytes, kind: type[D]) -> Signed:
 
     Whether that key may sign it is the caller's to judge.
     """
-    most = SHARED_BYTES if kind is SharedRecord else MOST_BYTES.get(kind, MAX_BYTES)
+    most = _most(kind)
     if len(envelope) > most:
         raise Malformed(f"{_word(kind)}: expected an envelope of at most {most} bytes, found {len(envelope)}")
     try:
@@ -450,6 +454,20 @@ def unpack(data: bytes, *, most: int = DESIRED_BYTES) -> DesiredDocument:
     if not all(isinstance(one, dict) for one in raw.values()):
         raise Malformed("expected envelopes, found something else")
     return DesiredDocument(**{name: msgspec.json.encode(value) for name, value in raw.items()})
+
+
+def _enveloped(payload: bytes, signature: bytes, key: bytes) -> bytes:
+    return msgspec.json.encode(
+        _SignedEnvelope(
+            payload=base64.urlsafe_b64encode(payload).rstrip(b"=").decode(),
+            signature=keys.encode_base64(signature),
+            key=keys.encode_base64(key),
+        )
+    )
+
+
+def _most(kind: type[FleetDocument]) -> int:
+    return SHARED_BYTES if kind is SharedRecord else MOST_BYTES.get(kind, MAX_BYTES)
 
 
 def _payload(document: FleetDocument) -> bytes:

@@ -36,6 +36,7 @@ IDENTITIES: Final = "secret/identities.json"
 SIGNERS: Final = "secret/signers.json"
 """In place of the identities, where the message system has an operator of its own."""
 REVOCATIONS: Final = "revocations.json"
+"""The first list; those that follow it are `revocations-2.json` and so on."""
 USERS: Final = "users.json"
 _FILE_BYTES: Final = 64 << 10
 _SIGNED_BYTES: Final = documents.MAX_BYTES
@@ -91,10 +92,10 @@ class FleetDirectory:
         found = self._signed(f"node-{node}-*.json", NodeCertificate)
         return [one for one in found if one.document.node == node]
 
-    def revocations(self) -> Signed | None:
-        """The newest list; None before the first."""
-        found = self._signed(REVOCATIONS, Revocations)
-        return found[0] if found else None
+    def revocations(self) -> dict[str, Signed]:
+        """The lists by the names of their files, in the order of their serials: all but the last are full."""
+        found = self._found("revocations*.json", Revocations)
+        return dict(sorted(found.items(), key=lambda one: int(one[1].document.serial)))
 
     def users(self) -> Signed | None:
         """The newest list of users of the message system who were revoked; None before the first."""
@@ -112,8 +113,11 @@ class FleetDirectory:
         return place
 
     def _signed(self, pattern: str, kind: type[documents.D]) -> list[Signed]:
+        return list(self._found(pattern, kind).values())
+
+    def _found(self, pattern: str, kind: type[documents.D]) -> dict[str, Signed]:
         """The documents in the files of these names, which an operator of the fleet signed; Problem."""
-        found = []
+        found = {}
         for path in sorted((self.path / SIGNED).glob(pattern)):
             try:
                 signed = documents.read(files.read_at_most(path, _SIGNED_BYTES).strip(), kind)
@@ -121,7 +125,7 @@ class FleetDirectory:
                 raise _invalid(path, str(error)) from error
             if signed.key not in self.facts.operators or signed.document.fleet != self.facts.fleet:
                 raise _invalid(path, "a document of another operator or fleet")
-            found.append(signed)
+            found[path.name] = signed
         return found
 
 

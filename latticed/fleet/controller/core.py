@@ -26,7 +26,7 @@ from latticed.model.errors import Problem
 from latticed.trust import key_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -66,7 +66,7 @@ class FleetCore:
         self.signer = key_files.public_text(key)
         self.clock = clock
         self.shelf = DocumentShelf(fleet=fleet, operators=operators)
-        self.revoked_since: dict[str, int] = {}
+        self.revoked_since = kept.revoked
         """When each revoked key was revoked first, as far as it was here."""
         self.users_came = asyncio.Event()
         """There is another list of users who may connect no more."""
@@ -121,7 +121,7 @@ class FleetCore:
         """Keep a document: itself, whether it is new, and what is worth knowing of it. Problem as `shelf.judged`."""
         kept = await asyncio.to_thread(shelf.judged, self.shelf, envelope)
         async with self.changing:
-            if self.shelf.has(kept.kind, kept.signed.sha256):
+            if self.shelf.has(kept):
                 return kept, False, ()
             taken = self.shelf.taking(kept)
             if taken is self.shelf:
@@ -133,8 +133,12 @@ class FleetCore:
             now_s = self.now_s()
             holders, alarms = self._holders(self._about(kept), taken)
 
+            revoked = {key: self.revoked_since.get(key, now_s) for key in _keys_of(kept)}
+
             def change(connection: Connection) -> None:
                 store.put_document(connection, kept, now_s=now_s)
+                if kept.kind == "revocations":
+                    store.keep_lists(connection, taken.lists, revoked)
                 store.put_nodes(connection, holders)
                 store.put_alarms(connection, alarms)
 
@@ -150,9 +154,8 @@ class FleetCore:
 
     def _said(self, kept: KeptDocument, now_s: int) -> None:
         """Remember when a key was first revoked, and have a new list of users handed to the servers."""
-        if kept.kind == "revocations":
-            for key in kept.signed.document.keys:
-                self.revoked_since.setdefault(key, now_s)
+        for key in _keys_of(kept):
+            self.revoked_since.setdefault(key, now_s)
         if kept.kind == "users":
             self.users_came.set()
 
@@ -160,10 +163,8 @@ class FleetCore:
         """Names that another host may have by this document."""
         if kept.kind == "node":
             return {kept.signed.document.node}
-        if kept.kind == "revocations":
-            keys = set(kept.signed.document.keys)
-            return {one.name for one in self.nodes.values() if one.key in keys}
-        return set()
+        keys = set(_keys_of(kept))
+        return {one.name for one in self.nodes.values() if one.key in keys} if keys else set()
 
     def _holders(
         self, names: set[str], known: DocumentShelf, *more: JoinedRecord
@@ -239,6 +240,14 @@ class FleetCore:
             return False
         await self._adopt(assignment)
         return True
+
+    async def forget_intents(self, intents: Collection[str]) -> None:
+        """Keep these no longer. Problem store_unavailable."""
+        async with self.changing:
+            await self.write(lambda connection: store.drop_intents(connection, intents))
+            self.shelf = self.shelf.without(intents)
+            for one in intents:
+                self.sources.pop(one, None)
 
     async def learn_document(self, envelope: bytes) -> None:
         """Keep a document if an operator of this fleet signed it."""
@@ -562,3 +571,8 @@ class FleetCore:
         """Where the bundles of an intent are."""
         named = self.sources.get(intent, ())
         return assigning.sources_of(self.shelf.intents[intent].document, self.bundles.values(), named)
+
+
+def _keys_of(kept: KeptDocument) -> tuple[str, ...]:
+    """The keys that a document revokes."""
+    return tuple(kept.signed.document.keys) if kept.kind == "revocations" else ()

@@ -90,7 +90,11 @@ DROP TABLE floors;
 ALTER TABLE floors_of_keys RENAME TO floors;
 """
 """A host that has another one's name begins with generations of its own."""
-MIGRATIONS: Final = (_FIRST, _FLOORS_OF_KEYS)
+_REVOKED: Final = """
+CREATE TABLE revoked (key TEXT PRIMARY KEY, since INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+"""
+"""The list that said so first need not be kept."""
+MIGRATIONS: Final = (_FIRST, _FLOORS_OF_KEYS, _REVOKED)
 """In order; only ever appended to. SQLite's user_version is how many of these a database has taken."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.fleet import chunks, documents, rollout, subjects
-from latticed.fleet.controller import assigning, observing, records
+from latticed.fleet.controller import assigning, observing, records, shelf
 from latticed.fleet.controller.lease import boottime_s
 from latticed.fleet.deployment import HEADER_BYTES
 from latticed.fleet.documents import Malformed, SharedRecord
@@ -110,6 +110,7 @@ class Leader:
         self._taken_over: tuple[int, int] | None = None
         self._due = dict.fromkeys(("renew", "assert", "turn", "thin"), 0.0)
         self._turn = 0
+        self._told: object = None
         self._waits: dict[str, tuple[tuple[int, float], float]] = {}
         """Of rollouts by name: the wave that is waited for, and since when (`boottime_s`)."""
         self._shelf_shared: object = None
@@ -571,6 +572,17 @@ class Leader:
             if kept is not None and kept.data:
                 await self._engine.put(key, b"", kept.revision, ttl_s=_GONE_S)
 
+    async def forget_documents(self, *, before_s: int) -> None:
+        """Have the engine keep those no longer that are not kept here any more: `shelf.superseded`. As `forget`."""
+        kept = {_shared_name(kind, signed) for kind, signed in self._core.shelf.envelopes()}
+        others = {one: data for one, (_, data) in self._shared.items() if one.startswith(_DOCUMENT) and one not in kept}
+        present = self._core.shelf
+
+        def found() -> list[str]:
+            return [one for one, data in others.items() if shelf.superseded(present, data, before_s=before_s)]
+
+        await self.forget(await asyncio.to_thread(found), ())
+
     async def _put_bundles(self) -> None:
         for bundle in list(self._core.bundles.values()):
             if not self._lease.held:
@@ -594,6 +606,10 @@ class Leader:
     # Time.
 
     def _look_at_clock(self) -> None:
+        if self._told is not (told := self._core.shelf.told):
+            # What was revoked last is told first.
+            self._told, self._turn = told, 0
+            self._due["turn"] = time.monotonic() + self._periods.turn_s
         turns = assigning.turns(self._core.shelf)
         if turns > 1 and self._is_due("turn", self._periods.turn_s):
             self._turn += 1

@@ -1,8 +1,9 @@
-"""What a controller need not keep any more: rollouts that are over, used invitations, bundles that nothing names.
+"""What a controller need not keep any more: rollouts that are over, used invitations, bundles that nothing names, and
+intents that have expired and that nobody has.
 
 Decided over what is known (`outdated`), then dropped from database, directory and message system by whoever leads: the
-other controllers have it until they lead. What was not dropped everywhere, because something failed, is learnt again,
-and dropped at the next look.
+other controllers have it until they lead, but for intents. What was not dropped everywhere, because something failed,
+is learnt again, and dropped at the next look.
 """
 
 from __future__ import annotations
@@ -72,9 +73,7 @@ def _without_use(core: FleetCore, *, now_s: int, before_s: int) -> tuple[str, ..
     old = [one for one in core.bundles.values() if one.received < before_s]
     if not old:
         return ()
-    meant = {one.intent for one in core.assignments.values()}
-    for record in core.rollouts.values():
-        meant |= {record.release, record.before, *record.befores}
+    meant = _meant(core)
     used = {
         source.sha256
         for intent in core.shelf.intents
@@ -84,11 +83,42 @@ def _without_use(core: FleetCore, *, now_s: int, before_s: int) -> tuple[str, ..
     return tuple(one.sha256 for one in old if one.sha256 not in used)
 
 
+def _meant(core: FleetCore) -> set[str]:
+    """Intents that nodes are to have, or may be given by a rollout that is known still."""
+    meant = {one.intent for one in core.assignments.values()}
+    for record in core.rollouts.values():
+        meant |= {record.release, record.before, *record.befores}
+    return meant
+
+
+def outdated_intents(core: FleetCore, *, before_s: int) -> frozenset[str]:
+    """Those that expired before then and that no node has or is to have; of all the newest stays, as its generation is
+    the one that others have to be above.
+    """
+    intents = core.shelf.intents
+    needed = _meant(core) | {one.intent for one in core.statuses.values()}
+    newest = max((one.document.generation for one in intents.values()), default=0)
+    return frozenset(
+        name
+        for name, one in intents.items()
+        if one.document.expires < before_s and name not in needed and one.document.generation < newest
+    )
+
+
+async def drop_intents(core: FleetCore, *, keep_s: int) -> None:
+    """Drop intents that are outdated here; each controller does. Problem store_unavailable."""
+    found = await asyncio.to_thread(outdated_intents, core, before_s=core.now_s() - keep_s)
+    if found:
+        await core.forget_intents(found)
+        log.info("intents_dropped", intents=len(found))
+
+
 async def drop(core: FleetCore, leader: Leader, bundles: Path, *, keep_s: int) -> Outdated:
     """Drop what is outdated, wherever it is. Problem store_unavailable; EngineUnavailable, Conflict, OSError.
 
     What fails is for the next look.
     """
+    await leader.forget_documents(before_s=core.now_s() - keep_s)
     async with core.changing:
         found = await asyncio.to_thread(outdated, core, now_s=core.now_s(), keep_s=keep_s)
         if found == Outdated(rollouts=(), tokens=(), bundles=()):

@@ -234,6 +234,7 @@ class RunningController:
     async def forget(self) -> None:
         """Drop what need not be kept any more. Problem, EngineUnavailable, Conflict, OSError."""
         await self.core.forget_alarms()
+        await retention.drop_intents(self.core, keep_s=self.settings.keep_s)
         if self.leader.acts:
             await retention.drop(self.core, self.leader, self.settings.bundles, keep_s=self.settings.keep_s)
 

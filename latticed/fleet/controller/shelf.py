@@ -1,7 +1,8 @@
 """The documents that operators signed, as a controller keeps them: judged, found again, and what they revoke. Pure.
 
-A shelf is a value: taking a document in gives another one. What is on it stays on it; whether something counts now,
-with all that was revoked since, is what its questions answer.
+A shelf is a value: taking a document in gives another one. What is on it stays on it, but for lists of revocations
+that another one by the same operator contains, and intents that have expired and that nobody has (`retention`). Whether
+something counts now, with all that was revoked since, is what its questions answer.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from latticed.kit.value import Value, field
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
 KINDS: Final[dict[str, type[documents.FleetDocument]]] = {
     "intent": Intent,
@@ -38,7 +39,6 @@ KINDS: Final[dict[str, type[documents.FleetDocument]]] = {
 MOST_INTENTS: Final = 2_000
 MOST_LISTS: Final = 200
 """Lists of revocations."""
-_ANEW: Final = "latticed-controller --rebuild begins with what the fleet still has; its backups have the rest"
 
 
 class KeptDocument(Value, frozen=True, kw_only=True):
@@ -72,19 +72,23 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
     another one contains. One is the rule; of several each node is given each in its turn.
     """
 
-    def has(self, kind: str, sha256: str) -> bool:
-        """Whether this very document is here."""
-        kept = {
+    def has(self, kept: KeptDocument) -> bool:
+        """Whether this very document is here; a list also where another one by its operator says all that it says."""
+        found = {
             "intent": self.intents,
             "controller": self.certificates,
-            "revocations": self.lists,
             "enrolment": self.tokens,
         }
-        if kind == "node":
-            return any(one.sha256 == sha256 for one in self.nodes.values())
-        if kind == "users":
-            return self.users is not None and self.users.sha256 == sha256
-        return sha256 in kept[kind]
+        sha256 = kept.signed.sha256
+        match kept.kind:
+            case "node":
+                return any(one.sha256 == sha256 for one in self.nodes.values())
+            case "users":
+                return self.users is not None and self.users.sha256 == sha256
+            case "revocations":
+                return any(_contains(one, kept.signed) for one in self.lists.values())
+            case kind:
+                return sha256 in found[kind]
 
     def taking(self, kept: KeptDocument) -> DocumentShelf:
         """The shelf with one document more."""
@@ -103,12 +107,21 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
             case "controller":
                 return dataclasses.replace(self, certificates={**self.certificates, signed.sha256: signed})
             case "revocations":
+                if self.has(kept):
+                    return self
                 said = _of(signed) if signed.key in self.operators else frozenset[str]()
-                lists = {**self.lists, signed.sha256: signed}
+                left = {name: one for name, one in self.lists.items() if not _contains(signed, one)}
+                lists = {**left, signed.sha256: signed}
                 taken = dataclasses.replace(self, lists=lists, revoked=self.revoked | said)
                 return dataclasses.replace(taken, told=_spread(taken))
             case _:
                 return dataclasses.replace(self, tokens={**self.tokens, signed.sha256: signed})
+
+    def without(self, intents: Collection[str]) -> DocumentShelf:
+        """The shelf without these intents."""
+        return dataclasses.replace(
+            self, intents={name: one for name, one in self.intents.items() if name not in intents}
+        )
 
     def serial(self, node: str) -> int:
         """The serial that a certificate of this node has to be above; 0 where its operator was revoked since."""
@@ -190,10 +203,11 @@ def judged(shelf: DocumentShelf, envelope: bytes) -> KeptDocument:
         raise Problem("other_fleet", reason, "latticectl fleet sign --fleet names another fleet's directory")
     if kept.kind == "intent" and len(shelf.intents) >= MOST_INTENTS and kept.signed.sha256 not in shelf.intents:
         reason = f"expected at most {MOST_INTENTS} intents, found one more"
-        raise Problem("quota_exceeded", reason, _ANEW)
-    if kept.kind == "revocations" and len(shelf.lists) >= MOST_LISTS and kept.signed.sha256 not in shelf.lists:
+        hint = "unused ones go when they have been expired for keep_s of the settings: lower it, or sign for fewer days"
+        raise Problem("quota_exceeded", reason, hint)
+    if kept.kind == "revocations" and len(shelf.taking(kept).lists) > MOST_LISTS:
         reason = f"expected at most {MOST_LISTS} lists of revocations, found one more"
-        raise Problem("quota_exceeded", reason, _ANEW)
+        raise Problem("quota_exceeded", reason, "sign one that has all of several: these go then")
     return kept
 
 
@@ -202,8 +216,6 @@ def notes(shelf: DocumentShelf, kept: KeptDocument, before: DocumentShelf) -> tu
     found = []
     if kept.kind == "users" and (left := before.cut_off - shelf.cut_off):
         found.append(f"{len(left)} users of the list before are not in this one: sign one that has all")
-    if kept.kind == "revocations" and (left := shelf.revoked - _of(kept.signed)):
-        found.append(f"{len(left)} keys or documents of earlier lists are not in this one: sign one that has all")
     if kept.kind == "intent":
         newest = max((one.document.generation for one in shelf.intents.values()), default=0)
         if kept.signed.document.generation < newest:
@@ -229,13 +241,35 @@ def _read(envelope: bytes) -> KeptDocument:
 
 
 def _spread(shelf: DocumentShelf) -> tuple[Signed, ...]:
-    told = [one for one in shelf.lists.values() if shelf.operator(one.key)]
-    told.sort(key=lambda one: (-len(_of(one)), -int(one.document.serial), one.sha256))
-    found: list[Signed] = []
-    for one in told:
-        if not any(_of(one) <= _of(other) for other in found):
-            found.append(one)
-    return tuple(found)
+    said = {one.sha256: _of(one) for one in shelf.lists.values() if shelf.operator(one.key)}
+    found: list[str] = []
+    for name in sorted(said, key=lambda one: (-len(said[one]), -_serial(shelf, one), one)):
+        if not any(said[name] <= said[other] for other in found):
+            found.append(name)
+    # The newest first: what is told next is what nodes have not heard yet.
+    return tuple(shelf.lists[name] for name in sorted(found, key=lambda one: (-_serial(shelf, one), one)))
+
+
+def superseded(shelf: DocumentShelf, envelope: bytes, *, before_s: int) -> bool:
+    """Whether a document that is not on the shelf need be nowhere: another one says all that it says, or it expired
+    before `before_s`.
+    """
+    try:
+        kept = _read(envelope)
+    except Problem:
+        return False
+    if kept.kind == "revocations":
+        return shelf.has(kept)
+    return kept.kind == "intent" and int(kept.signed.document.expires) < before_s
+
+
+def _serial(shelf: DocumentShelf, sha256: str) -> int:
+    return int(shelf.lists[sha256].document.serial)
+
+
+def _contains(one: Signed, other: Signed) -> bool:
+    """Whether a list says all that another one says, by the same operator: so it is believed wherever that one is."""
+    return one.key == other.key and _of(other) <= _of(one)
 
 
 def _of(signed: Signed) -> frozenset[str]:

@@ -17,7 +17,7 @@ from latticed.fleet.documents import BundleSource
 from latticed.kit.value import Value, field
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from latticed.fleet.controller.chains import KeptEvent
     from latticed.fleet.controller.database import Connection
@@ -53,6 +53,7 @@ class KeptFleet(Value, frozen=True, kw_only=True):
     heads: dict[str, ChainHead] = field(default_factory=dict)
     bundles: dict[str, KeptBundle] = field(default_factory=dict)
     alarms: dict[tuple[str, str], KeptAlarm] = field(default_factory=dict)
+    revoked: dict[str, int] = field(default_factory=dict)
 
 
 def load(connection: Connection) -> KeptFleet:
@@ -122,6 +123,7 @@ def load(connection: Connection) -> KeptFleet:
             (code, node): KeptAlarm(code=code, node=node, reason=reason, hint=hint, since=since)
             for code, node, reason, hint, since in connection.execute("SELECT * FROM alarms")
         },
+        revoked=dict(connection.execute("SELECT key, since FROM revoked")),
     )
 
 
@@ -135,6 +137,20 @@ def put_document(connection: Connection, kept: KeptDocument, *, now_s: int) -> N
         "INSERT OR IGNORE INTO documents VALUES (?, ?, ?, ?, ?)",
         (kept.signed.sha256, kept.kind, node, kept.signed.envelope, now_s),
     )
+
+
+def keep_lists(connection: Connection, lists: Collection[str], revoked: Mapping[str, int]) -> None:
+    """Have no lists of revocations but these, by SHA-256; `revoked`: keys, and since when each of them is."""
+    for (sha256,) in connection.execute("SELECT sha256 FROM documents WHERE kind = 'revocations'").fetchall():
+        if sha256 not in lists:
+            connection.execute("DELETE FROM documents WHERE sha256 = ?", (sha256,))
+    connection.executemany("INSERT OR IGNORE INTO revoked VALUES (?, ?)", list(revoked.items()))
+
+
+def drop_intents(connection: Connection, intents: Iterable[str]) -> None:
+    """With where their bundles are."""
+    connection.executemany("DELETE FROM documents WHERE sha256 = ? AND kind = 'intent'", [(one,) for one in intents])
+    connection.executemany("DELETE FROM sources WHERE intent = ?", [(one,) for one in intents])
 
 
 def put_nodes(connection: Connection, nodes: Iterable[FleetNodeKey]) -> None:

@@ -290,6 +290,39 @@ def test_revocations_grow_and_take_nothing_back(ctl, home):
     assert signed(path, documents.Revocations).document.serial == 2
 
 
+def test_revocations_that_one_list_has_no_room_for_are_signed_into_another(ctl, home):
+    keys = [key_files.public_text(key_files.generate()) for _ in range(500)]
+    intents = [f"{number:064x}" for number in range(10)]
+    assert ctl("fleet", "revoke", *keys[:400], *SIGNED).code == 0
+    full = signed(home / "signed/revocations.json", documents.Revocations).document
+    ran = ctl("fleet", "revoke", *keys[400:499], *intents, *SIGNED)
+    assert ran.code == 0, ran.err
+    assert "signed/revocations.json home/signed/revocations-2.json" in ran.err.replace(f"{home}/", "home/")
+    first = (home / "signed/revocations.json").read_bytes()
+    ran = ctl("fleet", "revoke", keys[499], *SIGNED)
+    assert ran.code == 0, ran.err
+    # The full one is not signed again: it is the same for whoever has it.
+    assert (home / "signed/revocations.json").read_bytes() == first
+    lists = fleet_directory.opened(home).revocations()
+    assert list(lists) == ["revocations.json", "revocations-2.json"]
+    found = [one.document for one in lists.values()]
+    assert set(full.keys) < set(found[0].keys)
+    assert [key for one in found for key in one.keys] == keys
+    assert [sha256 for one in found for sha256 in one.intents] == intents
+    assert full.serial < found[0].serial < found[1].serial
+    again = ctl("fleet", "revoke", keys[0], *SIGNED)
+    assert (again.code, "counts still" in again.err) == (1, True)
+
+
+def test_revocations_of_one_command_fill_as_many_lists_as_they_need(ctl, home):
+    keys = [key_files.public_text(key_files.generate()) for _ in range(1_000)]
+    assert ctl("fleet", "revoke", *keys, *SIGNED).code == 0
+    lists = fleet_directory.opened(home).revocations()
+    assert list(lists) == ["revocations.json", "revocations-2.json", "revocations-3.json"]
+    assert [key for one in lists.values() for key in one.document.keys] == keys
+    assert [one.document.serial for one in lists.values()] == [1, 2, 3]
+
+
 def test_labels_of_a_node_are_certified_with_growing_serials(ctl, home):
     key = operator(home)
     (home / "web-1.json").write_text(

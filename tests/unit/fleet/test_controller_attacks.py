@@ -196,6 +196,18 @@ async def test_nodes_that_are_revoked_in_mid_rollout_neither_hold_it_up_nor_turn
             assert have == nodes.keys() - {of_last.name}
 
 
+async def test_what_is_revoked_last_is_told_at_once_where_there_are_several_lists(servers, operator, tmp_path):
+    periods = dataclasses.replace(house.PERIODS, turn_s=86_400)
+    async with house.running(servers, tmp_path, operator=operator, periods=periods) as controlled:
+        await controlled.leads()
+        async with house.node(servers, controlled, "told") as node:
+            await controlled.roll(await controlled.give(operator.intent()))
+            for number in range(801, 804):
+                stolen = fleets.public(fleets.key(number))
+                await controlled.give(operator.revocations(stolen))
+                await until(lambda key=stolen: key in node.state.revoked)
+
+
 async def test_events_under_a_name_that_no_node_can_have_keep_nobody_from_being_heard(servers, operator, tmp_path):
     async with house.running(servers, tmp_path, operator=operator) as controlled:
         await controlled.leads()

@@ -94,3 +94,31 @@ async def test_what_is_over_goes_everywhere_and_what_is_needed_stays(fleet, oper
         await other.leads()
         assert other.core.rollouts == {}
         assert set(other.core.tokens) == {one.document.token for one in stays}
+
+
+async def test_documents_that_need_not_be_kept_go_from_the_message_system_too(fleet, operator, tmp_path):
+    keys = [fleets.public(fleets.key(number)) for number in (901, 902)]
+    async with asyncio.timeout(WAIT_S), started(fleet, tmp_path, operator) as controlled:
+        await controlled.leads()
+
+        async def shared(*names):
+            found = [await controlled.running.engine.get(f"doc-{one[:40]}") for one in names]
+            return [one is not None and bool(one.data) for one in found]
+
+        older = await controlled.give(operator.revocations(keys[0]))
+        expiring = await controlled.give(operator.intent(expires=int(time.time()) + 3_600))
+        while await shared(older, expiring) != [True, True]:
+            pass
+        newer = await controlled.give(operator.revocations(*keys))
+        newest = await controlled.give(operator.intent())
+        while await shared(newer, newest) != [True, True]:
+            pass
+        core = controlled.core
+        core.clock = lambda: time.time() + 2 * KEEP_S
+        await controlled.leads()
+        await controlled.running.forget()
+        assert await shared(older, newer, expiring, newest) == [False, True, False, True]
+    async with asyncio.timeout(WAIT_S), started(fleet, tmp_path, operator, "c2") as other:
+        await other.leads()
+        assert set(other.core.shelf.intents) == {newest}
+        assert (set(other.core.shelf.lists), other.core.shelf.revoked) == ({newer}, set(keys))
