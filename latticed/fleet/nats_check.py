@@ -294,13 +294,22 @@ async def _node(engine: NatsControllerEngine, node: NatsEndpoint, other: str) ->
 
 
 async def _anonymous(endpoint: NatsEndpoint) -> list[Shortcoming]:
-    """Nobody may connect without credentials."""
-    try:
-        async with nats_connection.probing(endpoint, anonymous=True) as (client, _):
-            await client.flush(_WAIT_S)
-    except EngineUnavailable:
-        return []
-    return [Shortcoming(expected="servers that want credentials", found="one that lets anybody connect")]
+    """Nobody may connect to any of the servers without credentials."""
+    found = []
+    for server in endpoint.servers:
+        try:
+            async with nats_connection.probing(endpoint, servers=(server,)) as (client, _):
+                await client.flush(_WAIT_S)
+        except EngineUnavailable as error:  # whom it lets in cannot be seen
+            found.append(Shortcoming(expected=f"a server at {server} that lets controllers in", found=str(error)))
+            continue
+        try:
+            async with nats_connection.probing(endpoint, servers=(server,), anonymous=True) as (client, _):
+                await client.flush(_WAIT_S)
+        except EngineUnavailable:
+            continue
+        found.append(Shortcoming(expected="servers that want credentials", found=f"{server} that lets anybody connect"))
+    return found
 
 
 async def _synced(system: NatsEndpoint | None) -> list[Shortcoming]:

@@ -23,7 +23,7 @@ from latticed.model.restart import Backoff
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from nats.aio.client import Client
@@ -137,6 +137,8 @@ class _State:
     """What is known of the connection; `changed` is set anew at each change."""
 
     client: Client | None = None
+    server: str = ""
+    """Which server was chosen last."""
     reason: str = "not connected yet"
     connections: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -241,8 +243,12 @@ class NatsConnection:
             raise EngineUnavailable(_words(error)) from error
 
     async def lets_in(self, credentials: nkeys.UserCredentials) -> None:
-        """Return if a server lets somebody in by these credentials; EngineUnavailable."""
-        async with probing(self._endpoint, credentials=credentials) as (client, _):
+        """Return once a server lets somebody in by these credentials, the connected one or another; EngineUnavailable,
+        of the first, when none does.
+        """
+        others = [one for one in _shuffled(self._endpoint.servers) if one != self._state.server]
+        servers = (self._state.server, *others) if self._state.server else others
+        async with probing(self._endpoint, servers=servers, credentials=credentials) as (client, _):
             with cancellable():
                 await client.flush(int(REQUEST_S))
 
@@ -316,11 +322,12 @@ class NatsConnection:
             kept = await asyncio.to_thread(_kept, self._endpoint, before=self._state.refused)
             credentials = kept.credentials
             heard.expires_s = credentials.expires_s
+            self._state.server = _shuffled(self._endpoint.servers)[0]
             async with asyncio.timeout(_CONNECT_S):
                 # One server of several: a client that may not reconnect tries no second one.
                 with cancellable():
                     await client.connect(
-                        [random.choice(self._endpoint.servers)],  # noqa: S311 - spreads load, hides nothing
+                        [self._state.server],
                         name=self._endpoint.name,
                         tls=self._endpoint.tls,
                         # Otherwise a server says in plain text whether TLS is wanted, and gets the token if not.
@@ -368,12 +375,17 @@ class NatsConnection:
 
 @contextlib.asynccontextmanager
 async def probing(
-    endpoint: NatsEndpoint, *, anonymous: bool = False, credentials: nkeys.UserCredentials | None = None
+    endpoint: NatsEndpoint,
+    *,
+    servers: Sequence[str] = (),
+    anonymous: bool = False,
+    credentials: nkeys.UserCredentials | None = None,
 ) -> AsyncGenerator[tuple[Client, list[str]], None]:
     """A plain client, to find out what a server lets pass, and what it refuses in its words in lower case.
-    `credentials`: others than those of the endpoint.
+    `servers`: those to try, one after the other until one takes it; all of the endpoint's, in any order, when none are
+    named. `credentials`: others than those of the endpoint.
 
-    EngineUnavailable when the server does not take it, or hangs up.
+    EngineUnavailable when no server takes it, in the words of the first, or when it hangs up.
     """
     refused = list[str]()
 
@@ -382,29 +394,51 @@ async def probing(
 
     if credentials is None and not anonymous:
         credentials = await asyncio.to_thread(_read, endpoint.credentials)
-    client = BoundedClient(on_error)
-    try:
-        async with asyncio.timeout(_CONNECT_S):
-            with cancellable():
-                await client.connect(
-                    [endpoint.servers[0]],
-                    tls=endpoint.tls,
-                    tls_handshake_first=True,
-                    signature_cb=_signer(credentials) if credentials else None,
-                    user_jwt_cb=credentials.token.encode if credentials else None,
-                    inbox_prefix=endpoint.inbox,
-                    error_cb=on_error,
-                    allow_reconnect=False,
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=0,
-                )
-        if not client.is_connected:
-            raise ConnectionResetError("the server closed the connection before it answered")
-        yield client, refused
-    except (NatsError, OSError, TimeoutError) as error:
-        raise EngineUnavailable(_words(error)) from error
-    finally:
-        await closed(client)
+    first: EngineUnavailable | None = None
+    for server in servers or _shuffled(endpoint.servers):
+        client = BoundedClient(on_error)
+        try:
+            try:
+                await _probe(client, server, endpoint, credentials, on_error)
+            except (NatsError, OSError, TimeoutError) as error:
+                first = first or EngineUnavailable(_words(error))
+                continue
+            yield client, refused
+            return
+        except (NatsError, OSError, TimeoutError) as error:
+            raise EngineUnavailable(_words(error)) from error
+        finally:
+            await closed(client)
+    raise first or EngineUnavailable("there is no server")
+
+
+async def _probe(
+    client: Client,
+    server: str,
+    endpoint: NatsEndpoint,
+    credentials: nkeys.UserCredentials | None,
+    on_error: Callable[[Exception], Awaitable[None]],
+) -> None:
+    async with asyncio.timeout(_CONNECT_S):
+        with cancellable():
+            await client.connect(
+                [server],
+                tls=endpoint.tls,
+                tls_handshake_first=True,
+                signature_cb=_signer(credentials) if credentials else None,
+                user_jwt_cb=credentials.token.encode if credentials else None,
+                inbox_prefix=endpoint.inbox,
+                error_cb=on_error,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+            )
+    if not client.is_connected:
+        raise ConnectionResetError("the server closed the connection before it answered")
+
+
+def _shuffled(servers: Sequence[str]) -> list[str]:
+    return random.sample(servers, len(servers))
 
 
 def before(credentials: Path) -> Path:

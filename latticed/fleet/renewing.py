@@ -32,6 +32,8 @@ log = logs.get_logger()
 LOOK_S: Final = 600.0
 """Between two looks at the credentials."""
 _SOONEST_S: Final = 1.0
+_SHARE: Final = 1 / 32
+"""Of the half of their life in which credentials are to be renewed: no look comes sooner after another one."""
 _SIGN_S: Final = 30.0
 """For the node to sign."""
 _CREDENTIALS_BYTES: Final = 64 << 10
@@ -85,9 +87,12 @@ class Renewing:
         return enrolment.renewal_due_s(begun, present.expires_s)
 
     def _pause_s(self, present: nkeys.UserCredentials) -> float:
-        """Until the next look: often enough that there are several while they count, however short they last."""
+        """Until the next look: often enough that there are several while they count, however short they last; and
+        bounded by how long they last where they have ended, as by a clock that is far ahead they always have.
+        """
         now_s, due_s = self.now_s(), self._due_s(present)
-        left_s = due_s - now_s if due_s > now_s else ((present.expires_s or now_s) - now_s) / 8
+        ends_s = present.expires_s or now_s
+        left_s = due_s - now_s if due_s > now_s else max((ends_s - now_s) / 8, (ends_s - due_s) * _SHARE)
         return min(self.look_s, max(left_s, _SOONEST_S))
 
     async def _renewed(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import socket
 import time
 
 import pytest
@@ -91,6 +93,25 @@ async def test_server_that_syncs_later_is_named(changed):
 async def test_credentials_of_another_account_do_not_pass_for_servers_that_sync(fleet):
     (found,) = await checked(fleet, system=fleet.controller)
     assert "no server that says so" in found
+
+
+def open_to_all(_, text):
+    """Without accounts and operator: whoever comes is let in."""
+    return "\n".join(one for one in text.splitlines() if one.startswith(("server_name", "listen", "tls")))
+
+
+async def test_server_that_lets_anybody_in_is_named_though_it_is_not_the_first_and_one_that_is_away(changed):
+    fleet = changed(open_to_all)
+    present = fleet.endpoint(fleet.controller, "controller")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = f"tls://127.0.0.1:{nobody.getsockname()[1]}"
+        both = dataclasses.replace(present, servers=(away, *present.servers))
+        async with asyncio.timeout(WAIT_S):
+            found = [str(one) for one in await nats_check._anonymous(both)]
+    assert len(found) == 2
+    assert found[0].startswith(f"expected a server at {away} that lets controllers in, found ")
+    assert found[1] == f"expected servers that want credentials, found {present.servers[0]} that lets anybody connect"
 
 
 def one_account(fleet, text):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import socket
 import time
 
 import pytest
@@ -83,6 +85,56 @@ async def test_credentials_that_servers_refuse_are_not_kept_and_better_ones_are(
         await asyncio.wait({working})
         assert nats_connection.before(path).read_bytes() == good
         await up.lets_in(nkeys.UserCredentials.parse(path.read_bytes()))
+
+
+async def test_credentials_are_renewed_while_the_first_of_the_servers_is_away(fleet, node, tmp_path):
+    path = half_over(fleet, node, tmp_path)
+    good, key = path.read_bytes(), key_files.generate()
+    work = renewing.Renewing(token=fleets.Fleet(node=node).token(), credentials=path, look_s=0.05)
+
+    def put(message):
+        asked = enrolment.renewal(key, fleet="home", node=node, user=message.user)
+        work.signed(messages.RenewalSigned(node_key=key_files.public_text(key), document=asked))
+        return True
+
+    present = fleet.endpoint(path, node)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        away = f"tls://127.0.0.1:{nobody.getsockname()[1]}"
+        endpoint = dataclasses.replace(present, servers=(away, *present.servers))
+        async with asyncio.timeout(WAIT_S), NatsConnection(endpoint, pauses=nats_servers.QUICK) as up:
+            asked = Asked(fleet, node, key, [fleet.identities.node_signer])
+            working = asyncio.ensure_future(work.work(up, asked, put, lambda _: 0.02))
+            await nats_servers.until(lambda: _is(path.read_bytes() != good))
+            working.cancel()
+            await asyncio.wait({working})
+
+
+@pytest.mark.parametrize("ahead_s", [13 * fleets.DAY, 15 * fleets.DAY, 400 * fleets.DAY])
+async def test_clock_that_is_far_ahead_has_a_controller_asked_no_more_often(fleet, node, tmp_path, ahead_s):
+    now_s, path, pauses = int(time.time()), tmp_path / "nats.creds", []
+    path.write_bytes(fleet.node_credentials(node, now_s=now_s, expires_s=now_s + enrolment.CREDENTIALS_S).text())
+    work = renewing.Renewing(
+        token=fleets.Fleet(node=node).token(), credentials=path, now_s=lambda: time.time() + ahead_s
+    )
+    key = key_files.generate()
+
+    def put(message):
+        asked = enrolment.renewal(key, fleet="home", node=node, user=message.user)
+        work.signed(messages.RenewalSigned(node_key=key_files.public_text(key), document=asked))
+        return True
+
+    def spread(pause_s):
+        pauses.append(pause_s)
+        return 0.01
+
+    async with asyncio.timeout(WAIT_S), NatsConnection(fleet.endpoint(path, node), pauses=nats_servers.QUICK) as up:
+        asked = Asked(fleet, node, key, [fleet.identities.node_signer] * 2)
+        working = asyncio.ensure_future(work.work(up, asked, put, spread))
+        await nats_servers.until(lambda: _is(len(pauses) == 2))
+        working.cancel()
+        await asyncio.wait({working})
+    assert pauses == [renewing.LOOK_S] * 2
 
 
 async def _is(value):
