@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         )
     _pin(options.pinned, invited)
     with _as(user):
+        kept_state.renew_token(state.node, invited.token.envelope)
         state.seed.unlink(missing_ok=True)
     _tell(invited, node_key, credentials, state, again=kept)
     return 0
@@ -179,7 +180,7 @@ def _node(state: AgentState, invited: Invitation, *, joined: bool) -> str:
     """
     _clear(state)
     if not joined and os.path.lexists(state.node) and not _made_for(state, invited):
-        # Of an attempt to join as another node, which never came to be.
+        # Of another node, whose join never came to be or that has left, or of one that believes others.
         shutil.rmtree(state.node)
     if not os.path.lexists(state.node):
         return kept_state.enrol(state.node, invited.token.envelope, now_s=int(time.time()))
@@ -200,12 +201,15 @@ def _clear(state: AgentState) -> None:
 
 
 def _made_for(state: AgentState, invited: Invitation) -> bool:
-    """Whether the directory of the node is whole and of the node that is invited."""
+    """Whether the directory of the node is whole and of the node that is invited, by an operator whom it believes: a
+    fleet of the same name may be another one, whose operator certified none of its labels.
+    """
     try:
         found = kept_state.opened(state.node).state
     except Problem:
         return False
-    return (found.fleet, found.node) == (invited.document.fleet, invited.document.node)
+    token = invited.document
+    return (found.fleet, found.node) == (token.fleet, token.node) and invited.token.key in found.operators
 
 
 def _asked(

@@ -89,12 +89,20 @@ class NodeState(Struct, frozen=True, kw_only=True):
 
     @property
     def withdrawn(self) -> bool:
-        """Whether what is present was revoked: it stays as far as it was carried out, and nothing more follows."""
-        return self.present is not None and not self.revoked.isdisjoint({self.present.intent, self.present.operator})
+        """Whether what is present was revoked, or its operator, or he is none any more: it stays as far as it was
+        carried out, and nothing more follows.
+        """
+        if self.present is None:
+            return False
+        return self.present.intent in self.revoked or self.gone(self.present.operator)
 
     def operator(self, key: str) -> bool:
         """Whether this key is a pinned operator's, and not revoked."""
         return key in self.operators and key not in self.revoked
+
+    def gone(self, key: str) -> bool:
+        """Whether whoever signed something that is kept counts no more; empty where it was not kept who."""
+        return bool(key) and not self.operator(key)
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
@@ -311,7 +319,7 @@ def _certified(state: NodeState, data: bytes) -> NodeState:
     signed = _by_operator(state, data, NodeCertificate)
     found: NodeCertificate = signed.document
     _check_audience(state, found.node, found.node_key)
-    if found.serial <= state.serial and state.certified_by not in state.revoked:
+    if found.serial <= state.serial and not state.gone(state.certified_by):
         return state
     return msgspec.structs.replace(state, labels=found.labels, serial=found.serial, certified_by=signed.key)
 

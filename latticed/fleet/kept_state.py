@@ -1,9 +1,9 @@
 """What a node keeps in its own directory: its key, the token that it joined by, what it believed, events under way.
 
-`key` (PEM), `token` (an envelope), `state` (JSON), `events/NUMBER` (JSON). The first two never change. `state` is
-replaced in one step and synced before anything that follows from it is done; a directory whose state is gone is refused
-rather than begun anew, because the floor of generations would be gone with it. `said` (a number, not synced) need not
-be there. Functions block.
+`key` (PEM), `token` (an envelope), `state` (JSON), `events/NUMBER` (JSON). The first never changes, the second when the
+host joins again. `state` is replaced in one step and synced before anything that follows from it is done; a directory
+whose state is gone is refused rather than begun anew, because the floor of generations would be gone with it. `said` (a
+number, not synced) need not be there. Functions block.
 """
 
 from __future__ import annotations
@@ -210,9 +210,18 @@ def opened(directory: Path, pinned: EnrolmentToken | None = None) -> KeptState:
     }
     if state.node_key != public:
         raise _invalid("the state is of another key", directory)
-    if not state.serial:  # the operator has certified no other labels than those of the token
-        pinned_fields["labels"] = token.labels
+    if not state.serial or (state.certified_by and state.certified_by not in token.operators):
+        # No operator who counts has certified other labels than those of the token.
+        pinned_fields |= {"labels": token.labels, "serial": 0, "certified_by": ""}
     return KeptState(directory, key, msgspec.structs.replace(state, **pinned_fields))
+
+
+def renew_token(directory: Path, token: bytes) -> None:
+    """Have the node of this directory be one that joined by this token; Problem io_error."""
+    try:
+        files.replace(directory / TOKEN, token, mode=0o600)
+    except OSError as error:
+        raise Problem("io_error", f"cannot write {directory / TOKEN}: {error.strerror}") from error
 
 
 def _token(data: bytes) -> EnrolmentToken:

@@ -367,6 +367,42 @@ def test_host_whose_pinned_token_is_damaged_keeps_its_key(fleet, host, node):
     assert fleet.office.joined[node].node_key == key
 
 
+def test_host_keeps_its_key_for_each_operator_whom_its_last_invitation_named(fleet, host, node):
+    first = fleet.operator
+    both = (*fleet.directory.facts.operators, fleets.public(fleets.SECOND))
+    assert host.join(fleet.invitation(node)).returncode == 0
+    assert host.join(fleet.invitation(node, operators=both)).returncode == 0
+    key = (host.state.node / "key").read_bytes()
+    host.pinned.unlink()
+    fleet.operator = fleets.SECOND
+    try:
+        refused = host.join(fleet.invitation(node, operators=both))
+    finally:
+        fleet.operator = first
+    assert "operator_unknown" in refused.stderr  # says the controller, which was not told of him
+    assert (host.state.node / "key").read_bytes() == key
+
+
+def test_host_that_left_a_fleet_begins_anew_in_another_one_of_the_same_name(fleet, own_fleet, host, node):
+    """The operator's key of the one before is lost, say: what it has signed decides nothing any more."""
+    assert host.join(own_fleet.invitation(node)).returncode == 0
+    before = intent(own_fleet, 7)
+    meant = intent(fleet, 1, selector=documents.Selector(labels={"role": "db"}, nodes=()))
+    with host.place.running():
+        with host.running() as agent:
+            agent.until("connected")
+            own_fleet.desire(node, before, {})
+            settled(own_fleet, node, before)
+        host.pinned.unlink()
+        joined = host.join(fleet.invitation(node, labels={"role": "db"}))
+        assert joined.returncode == 0, joined.stderr
+        assert fleet.office.joined[node].node_key != own_fleet.office.joined[node].node_key
+        with host.running() as agent:
+            agent.until("connected")
+            fleet.desire(node, meant, {})
+            settled(fleet, node, meant)
+
+
 def test_host_that_is_cut_off_runs_on_and_is_mended_by_another_invitation(own_fleet, host, node):
     """Its credentials are revoked in the servers; its key is not."""
     fleet = own_fleet

@@ -274,6 +274,28 @@ def test_status_is_newer_than_the_last_one_though_the_clock_was_set_back(beside)
     assert kept_state.opened(beside.directory).said_s() == 0
 
 
+def test_what_an_operator_signed_whom_the_pinned_token_does_not_name_decides_nothing_more(beside):
+    fleet = beside.fleet
+    certified = documents.sign(fleet.node_certificate(labels={"role": "db"}, serial=7), fleets.OPERATOR)
+    for_databases = fleet.intent(1, selector=documents.Selector(labels={"role": "db"}, nodes=()))
+    wanted = documents.unpack(fleet.desired(1, intent=for_databases))
+    desired = documents.pack(msgspec.structs.replace(wanted, node=certified))
+    state, _ = judging.judge(beside.kept.state, desired, now_s=fleets.NOW)
+    beside.kept.keep(state)
+    for operators, labels, withdrawn in (
+        ((fleets.OPERATOR, fleets.SECOND), "db", False),
+        ((fleets.SECOND,), "web", True),
+    ):
+        pinned = fleet.token(operators=tuple(map(fleets.public, operators)))
+        found = kept_state.opened(beside.directory, pinned).state
+        assert (found.labels, found.withdrawn) == ({"role": labels}, withdrawn)
+        # What was used up stays so.
+        assert (found.generation, found.highest) == (1, 1)
+    again = documents.sign(fleet.node_certificate(labels={"role": "db"}), fleets.SECOND)
+    other = documents.pack(msgspec.structs.replace(wanted, node=again))
+    assert judging.judge(found, other, now_s=fleets.NOW)[0].labels == {"role": "db"}
+
+
 def test_answer_that_is_too_large_is_said_to_be(beside):
     beside.daemon.answer = {"text": "x" * STATUS_BYTES}
     carried = judging.Carried(invocation=beside.fleet.invocation(), operator=fleets.public(fleets.OPERATOR))
