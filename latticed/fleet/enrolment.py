@@ -60,6 +60,10 @@ _HINTS: Final = {
         "another host has this name: choose another one, or revoke that host's key (latticectl fleet revoke) when it "
         "is gone"
     ),
+    "labels_kept": (
+        "for other labels have this host invited for longer (latticectl fleet enroll --days), or its labels certified "
+        "(latticectl fleet sign)"
+    ),
     "node_unknown": "the controller knows no such node: have the operator invite this host anew",
     "node_revoked": (
         "this host was revoked; to have it back, under another key: systemctl stop latticed-fleet, remove "
@@ -138,6 +142,10 @@ class EnrolmentKnown(Struct, frozen=True, kw_only=True):
     holder: str | None
     used_with: str | None = None
     """The key that it was given credentials for, to connect with; None where that is not known."""
+    lasting: tuple[dict[str, str], int] | None = None
+    """Labels that the key keeps, and until when the invitation counts that they are from: it has joined by it, and it
+    ends after this one. None where there is none.
+    """
 
 
 class Joined(Struct, frozen=True, kw_only=True):
@@ -326,6 +334,12 @@ def decide(asked: EnrolmentAsked, known: EnrolmentKnown, *, now_s: int) -> Joine
         return _unfit("enrolment_invalid", f"an invitation for at most {TOKEN_S} s", f"one until {token.expires}")
     if known.holder not in {None, wanted.node_key} and known.holder not in known.revoked:
         return _unfit("node_exists", f"no other host that is {token.node}", f"one with the key {known.holder}")
+    if known.lasting is not None and known.lasting[0] != token.labels:
+        # The host would go by the labels of this one, and controllers by those of the other, in whatever order they
+        # learn of both.
+        labels, until = known.lasting
+        expected = f"the labels {_labels(labels)} of the invitation until {until} by which this host has joined"
+        return _unfit("labels_kept", expected, f"{_labels(token.labels)} in one until {token.expires}")
     return Joined(
         node=token.node,
         node_key=wanted.node_key,
@@ -407,6 +421,10 @@ def _raw_fields(data: bytes) -> dict[str, object]:
         name: msgspec.Raw(msgspec.json.encode(value)) if isinstance(value, dict) else value
         for name, value in found.items()
     }
+
+
+def _labels(labels: dict[str, str]) -> str:
+    return sanitise(", ".join(f"{name}={value}" for name, value in sorted(labels.items())), 100) or "of none"
 
 
 def _unfit(code: str, expected: str, found: str) -> Refusal:

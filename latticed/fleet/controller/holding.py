@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from latticed.fleet.controller.assigning import FleetNodeKey
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from latticed.fleet.controller.records import JoinedRecord
-    from latticed.fleet.documents import NodeCertificate
+    from latticed.fleet.documents import EnrolmentToken, NodeCertificate
 
 
 def holder(
@@ -39,6 +39,20 @@ def holder(
         name, labels = newest.node, newest.labels
     since = before.since if before is not None and before.key == key else now_s
     return FleetNodeKey(name=name, key=key, labels=dict(labels), serial=serial, since=since)
+
+
+def lasting(
+    asked: EnrolmentToken, key: str, certified: NodeCertificate | None, joined: Iterable[JoinedRecord]
+) -> tuple[dict[str, str], int] | None:
+    """The labels that the host of this key would keep though it joined by `asked`, and when the invitation ends that
+    they are from; None where it would have those of `asked`, or has some that an operator certified.
+    """
+    if certified is not None and certified.node_key == key:
+        return None
+    newest = max((one for one in joined if (one.node, one.key) == (asked.node, key)), key=age, default=None)
+    if newest is None or age(newest) <= (asked.expires, asked.token):
+        return None
+    return newest.labels, newest.expires
 
 
 def age(joined: JoinedRecord) -> tuple[int, str]:

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from latticed.fleet import enrolment, nkeys, subjects
-from latticed.fleet.controller import settings
+from latticed.fleet.controller import holding, settings
 from latticed.fleet.controller.leader import names
 from latticed.fleet.controller.records import JoinedRecord
 from latticed.fleet.engine import Conflict, EngineUnavailable, Stored
@@ -99,7 +99,7 @@ class Joining:
         if subject != subjects.enrolment(document.token):  # a server lets each invitation ask at its own alone
             return Refusal(code="enrolment_invalid", expected="a request at its token's subject", found=subject[:100])
         used = core.tokens.get(document.token) or self._promised.get(document.token)
-        holder = core.nodes.get(document.node)
+        holder, certified = core.nodes.get(document.node), core.shelf.nodes.get(document.node)
         known = enrolment.EnrolmentKnown(
             fleet=core.fleet,
             operators=core.shelf.operators,
@@ -107,6 +107,12 @@ class Joining:
             used_by=used.key if used is not None else None,
             holder=holder.key if holder is not None else None,
             used_with=enrolment.user_of(used.request) if used is not None and used.request else None,
+            lasting=holding.lasting(
+                document,
+                asked.request.node_key,
+                certified.document if certified is not None else None,
+                core.tokens.values(),
+            ),
         )
         decided = enrolment.decide(asked, known, now_s=core.now_s())
         if isinstance(decided, Refusal):

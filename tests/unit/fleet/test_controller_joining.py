@@ -261,6 +261,28 @@ async def test_host_that_is_invited_again_under_its_key_has_the_labels_of_that_i
     assert controlled.core.nodes[name].labels == {"role": "db"}
 
 
+async def test_host_is_let_in_by_no_labels_that_the_controller_would_not_go_by(
+    fleet, controlled, operator, name, tmp_path
+):
+    """Its own would be those of the invitation that it joined by last."""
+    host, now_s = Host(fleet, operator, name, tmp_path), int(time.time())
+    first = host.invited(expires=now_s + 7_200)
+    await host.ask(first)
+    assert await code_of(host.ask(host.invited(labels={"role": "db"}, expires=now_s + 3_600))) == "labels_kept"
+    # By the same ones it may, and is not let in by others then that end between.
+    await host.ask(host.invited(expires=now_s + 3_600))
+    assert await code_of(host.ask(host.invited(labels={"role": "db"}, expires=now_s + 5_400))) == "labels_kept"
+    assert controlled.core.nodes[name].labels == {"role": "web"}
+    await host.ask(host.invited(labels={"role": "db"}, expires=now_s + 10_800))
+    assert controlled.core.nodes[name].labels == {"role": "db"}
+    # Nor by the first one, once more.
+    assert await code_of(host.ask(first)) == "labels_kept"
+    # What an operator certified counts before all of them, for both.
+    await controlled.give(operator.node(name, host.public, labels={"role": "ci"}))
+    await host.ask(first)
+    assert controlled.core.nodes[name].labels == {"role": "ci"}
+
+
 async def test_credentials_are_renewed_by_the_nodes_own_key_alone(fleet, controlled, operator, name, tmp_path):
     host, thief = Host(fleet, operator, name, tmp_path), Host(fleet, operator, name, tmp_path)
     granted = await host.ask(host.invited())
