@@ -216,6 +216,8 @@ def notes(shelf: DocumentShelf, kept: KeptDocument, before: DocumentShelf) -> tu
     found = []
     if kept.kind == "users" and (left := before.cut_off - shelf.cut_off):
         found.append(f"{len(left)} users of the list before are not in this one: sign one that has all")
+    if kept.kind == "revocations" and (left := shelf.revoked - _of(kept.signed)) and _fits_one_list(shelf):
+        found.append(f"{len(left)} keys or documents of earlier lists are not in this one: sign one that has all")
     if kept.kind == "intent":
         newest = max((one.document.generation for one in shelf.intents.values()), default=0)
         if kept.signed.document.generation < newest:
@@ -261,6 +263,17 @@ def superseded(shelf: DocumentShelf, envelope: bytes, *, before_s: int) -> bool:
     if kept.kind == "revocations":
         return shelf.has(kept)
     return kept.kind == "intent" and int(kept.signed.document.expires) < before_s
+
+
+def _fits_one_list(shelf: DocumentShelf) -> bool:
+    """Whether one list has room for all that is revoked."""
+    lists = [one.document for one in shelf.lists.values()]
+    keys = {key for one in lists for key in one.keys}
+    intents = {intent for one in lists for intent in one.intents}
+    serial = max((one.serial for one in lists), default=1)
+    return documents.fits(
+        Revocations(fleet=shelf.fleet, serial=serial, keys=tuple(sorted(keys)), intents=tuple(sorted(intents)))
+    )
 
 
 def _serial(shelf: DocumentShelf, sha256: str) -> int:

@@ -100,6 +100,14 @@ def test_many_lists_that_do_not_contain_each_other_have_an_end_and_one_with_all_
     assert told(found) == [tuple(KEYS)]
 
 
+def test_operator_is_asked_for_one_list_with_all_only_where_one_has_room_for_all():
+    many = [fleets.public(fleets.key(2_000 + number)) for number in range(440)]
+    for first, second, asked in ((many[:1], KEYS, True), (many, KEYS, False)):
+        before = shelved(revocations(*first, serial=1))
+        last = shelf.judged(before, revocations(*second, serial=2))
+        assert bool(shelf.notes(before.taking(last), last, before)) == asked
+
+
 def test_what_was_revoked_last_is_told_first():
     first, second = KEYS[:9], KEYS[9:10]
     found = shelved(revocations(*first, serial=1), revocations(*second, serial=2))
