@@ -24,6 +24,7 @@ X32_BIT: Final = 0x40000000  # __X32_SYSCALL_BIT: set in the numbers of x32 call
 
 _LOAD, _AND, _RETURN = 0x20, 0x54, 0x06  # BPF_LD|W|ABS, BPF_ALU|AND|K, BPF_RET|K
 _EQUAL, _AT_LEAST, _ALWAYS = 0x15, 0x35, 0x05  # BPF_JMP|K with JEQ, JGE, JA
+_DIFFER, _KEEP, _JOIN = 0xA4, 0x07, 0x4C  # BPF_ALU|XOR|K, BPF_MISC|TAX, BPF_ALU|OR|X
 _NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _FARTHEST: Final = 255  # jump distances are bytes (struct sock_filter)
 
@@ -47,10 +48,25 @@ class Argument:
 
 
 @dataclass(frozen=True, slots=True)
+class Secret:
+    """A test of all 64 bits of one argument: they are `low` and `high`. It takes as long whichever of them differ, or
+    the time of a refusal would tell one half of the number without the other.
+    """
+
+    argument: int
+    low: Value
+    high: Value
+
+
+Test = Argument | Secret
+"""What a call is tested by."""
+
+
+@dataclass(frozen=True, slots=True)
 class SyscallRule:
     """A call that is allowed when all tests of at least one of `ways` hold; else its errno is `otherwise`."""
 
-    ways: tuple[tuple[Argument, ...], ...]
+    ways: tuple[tuple[Test, ...], ...]
     otherwise: int
 
 
@@ -107,14 +123,16 @@ def _rule(rule: SyscallRule) -> list[Instruction]:
     return [*block, (_RETURN, 0, 0, ERRNO | rule.otherwise)]
 
 
-def _way(way: tuple[Argument, ...]) -> list[Instruction]:
+def _way(way: tuple[Test, ...]) -> list[Instruction]:
     """Instructions that allow the call when all tests hold, else jump behind themselves.
 
     Built from the end, as each test must know how many instructions to skip.
     """
     block: list[Instruction] = [(_RETURN, 0, 0, ALLOW)]
     for test in reversed(way):
-        block = [*_argument(test, past=len(block)), *block]
+        past = len(block)
+        made = _secret(test, past=past) if isinstance(test, Secret) else _argument(test, past=past)
+        block = [*made, *block]
     return block
 
 
@@ -129,6 +147,20 @@ def _argument(test: Argument, *, past: int) -> list[Instruction]:
         left = len(test.values) - 1 - position
         block.append((_EQUAL, left, 0 if left else past, value))
     return block
+
+
+def _secret(test: Secret, *, past: int) -> list[Instruction]:
+    """As `_argument`."""
+    offset = _ARGUMENTS + 8 * test.argument
+    return [
+        (_LOAD, 0, 0, offset),
+        (_DIFFER, 0, 0, test.low),
+        (_KEEP, 0, 0, 0),
+        (_LOAD, 0, 0, offset + 4),
+        (_DIFFER, 0, 0, test.high),
+        (_JOIN, 0, 0, 0),
+        (_EQUAL, 0, past, 0),
+    ]
 
 
 def _parts(blocks: Mapping[int, list[Instruction]], otherwise: list[Instruction]) -> list[Part]:

@@ -11,6 +11,7 @@ import functools
 import itertools
 import marshal
 import os
+import secrets
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,6 +55,8 @@ def executable(plan: Mapping[str, Any]) -> tuple[bytes, CallProgram] | None:
     given: dict[str, Any] = {
         "argv": [os.fsencode(word) for word in plan["argv"]],
         "env": [os.fsencode(word) for word in plan["env"]],
+        # Two words of 31 bits: the program looks at the signs of words.
+        "exec_key": secrets.randbits(31) << 32 | secrets.randbits(31),
     }
     if ids:
         given |= {"uid": ids[0], "gid": ids[1]}
@@ -231,12 +234,11 @@ def _execute(calls: Calls, plan: Plan, argv: Cell, env: Cell) -> None:
     for low, high in itertools.pairwise([-1, *sorted(plan["keep"]), _NO_FD + 1]):
         if low + 1 < high:
             calls.call("close_range", low + 1, high - 1, _CLOSE_RANGE_CLOEXEC)
-    path = calls.room(b"")
+    key = calls.parameter("exec_key")
     if plan["seccomp"]:
-        _filter_calls(calls, plan, path)
+        _filter_calls(calls, plan, key)
     calls.begin("execveat")
-    there = calls.constant(path.address)
-    calls.call("execveat", plan["exec_fd"], there, argv, env, stub_calls.AT_EMPTY_PATH)
+    calls.call("execveat", plan["exec_fd"], b"", argv, env, stub_calls.AT_EMPTY_PATH, key)
 
 
 def _restrict_paths(calls: Calls, plan: Plan) -> None:
@@ -262,18 +264,17 @@ def _restrict_paths(calls: Calls, plan: Plan) -> None:
     calls.call("landlock_restrict_self", ruleset, 0)
 
 
-def _filter_calls(calls: Calls, plan: Plan, path: Cell) -> None:
+def _filter_calls(calls: Calls, plan: Plan, key: Cell) -> None:
     calls.begin("seccomp")
-    code = bytearray(plan["seccomp"]["code"])
-    known = {"exec_fd": plan["exec_fd"], "path_low": path.address & 0xFFFFFFFF, "path_high": path.address >> 32}
-    own = []
+    filled = calls.room(plan["seccomp"]["code"])
     for index, name in plan["seccomp"]["blanks"]:
-        if name in known:
-            struct.pack_into("<I", code, 8 * index + 4, known[name])  # the constant of a struct sock_filter
-        else:
-            own.append(8 * index + 4)
-    filled = calls.room(bytes(code))
-    for place in own:
-        calls.call("getpid", into=filled.after(place))
-    program = calls.room(struct.pack("<HxxxxxxQ", len(code) // 8, filled.address))
+        blank = filled.after(8 * index + 4)  # the constant of a struct sock_filter
+        match name:
+            case "own_pid":
+                calls.call("getpid", into=blank)
+            case "exec_fd":
+                calls.look(calls.constant(plan["exec_fd"]), into=blank)
+            case _:
+                calls.look(key if name == "exec_key_low" else key.after(4), into=blank)
+    program = calls.room(struct.pack("<HxxxxxxQ", len(plan["seccomp"]["code"]) // 8, filled.address))
     calls.call("prctl", _SET_SECCOMP, _FILTER, calls.constant(program.address))

@@ -11,16 +11,16 @@ import functools
 from typing import TYPE_CHECKING, Final
 
 from latticed.sandbox import bpf
-from latticed.sandbox.bpf import Argument, SyscallRule
+from latticed.sandbox.bpf import Argument, Secret, SyscallRule
 
 if TYPE_CHECKING:
     from latticed.sandbox.syscalls import Machine
 
 OWN_PID: Final = "own_pid"
 EXEC_FD: Final = "exec_fd"
-PATH_LOW: Final = "path_low"
-PATH_HIGH: Final = "path_high"
-"""Constants that the stub fills in. The descriptor is above RLIMIT_NOFILE, the address is within the stub."""
+EXEC_KEY_LOW: Final = "exec_key_low"
+EXEC_KEY_HIGH: Final = "exec_key_high"
+"""Constants that the launcher fills in. The descriptor is above RLIMIT_NOFILE; the key is drawn for each child."""
 
 # What any confined program may call, except where a rule below limits a call. Absent on purpose: clone3, whose flags
 # are in memory that a filter cannot read (C libraries fall back on clone), and memfd_create, memory that RLIMIT_DATA
@@ -100,7 +100,7 @@ _PRCTL: Final = (2, 3, 15, 16, 21, 23, 30, 39, 0x53564D41)
 def program(machine: Machine, features: frozenset[str], *, own_pids: bool) -> bpf.BpfProgram:
     """The filter for a child with `features` (names in `levels.FEATURES`); `own_pids`: it has its own pid namespace.
 
-    Compiled once for each combination; the stub fills in the constants above.
+    Compiled once for each combination; the launcher fills in the constants above.
     """
     allowed = set(_BASE.split())
     rules = _rules(features)
@@ -169,7 +169,7 @@ def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
     """Calls that depend on their arguments; all refusals are EPERM."""
     oneself = Argument(0, (OWN_PID,))
     stream = Argument(1, (1,), mask=bpf.WORD ^ _SOCK_FLAGS)
-    ways: dict[str, tuple[tuple[Argument, ...], ...]] = {
+    ways: dict[str, tuple[tuple[bpf.Test, ...], ...]] = {
         "kill": ((oneself,),),
         "tgkill": ((oneself,),),
         "tkill": ((oneself,),),
@@ -184,14 +184,11 @@ def _rules(features: frozenset[str]) -> dict[str, SyscallRule]:
         "sendto": ((Argument(4, (0,)), Argument(4, (0,), high=True)),),
         # Shared anonymous memory and stacks that grow down escape RLIMIT_DATA.
         "mmap": ((Argument(3, (0, _MAP_SHARED, _MAP_ANONYMOUS), mask=_MAP_SHARED | _MAP_ANONYMOUS | _MAP_GROWSDOWN),),),
-        # One exec only: it closes the descriptor, and no later one can get a number above RLIMIT_NOFILE.
+        # One exec only, the launcher's: it passes a number that nobody else knows as a sixth argument, which the kernel
+        # ignores. What it executes finds that number nowhere: the launcher's memory and registers are gone. That the
+        # descriptor is closed by then is not enough: of an absolute path the kernel does not look at it.
         "execveat": (
-            (
-                Argument(0, (EXEC_FD,)),
-                Argument(1, (PATH_LOW,)),
-                Argument(1, (PATH_HIGH,), high=True),
-                Argument(4, (_AT_EMPTY_PATH,)),
-            ),
+            (Argument(0, (EXEC_FD,)), Argument(4, (_AT_EMPTY_PATH,)), Secret(5, EXEC_KEY_LOW, EXEC_KEY_HIGH)),
         ),
         "clone": _clone(features),
     }

@@ -18,8 +18,6 @@ import struct
 
 TYPE_CHECKING = False  # the module typing is not imported, to save time at each spawn
 if TYPE_CHECKING:  # executed before this, in the same namespace
-    from typing import Any
-
     from latticed.sandbox.stub_calls import (  # noqa: TC004
         AT_EMPTY_PATH,
         CGROUP,
@@ -181,13 +179,13 @@ def close_others(keep: list[int]) -> None:
             call("close_range", low + 1, high - 1, CLOSE_RANGE_CLOEXEC)
 
 
-def filter_calls(plan: Plan, path: Any) -> None:
-    """Fill in the filter's blanks and load it; `path` is the buffer that execveat will be called with."""
+def filter_calls(plan: Plan, key: int) -> None:
+    """Fill in the filter's blanks and load it; `key` is what execveat will be called with."""
     begin("seccomp")
     code = bytearray(plan["seccomp"]["code"])
-    # Known only here: the pid in the child's namespace, and the address of the one path that execveat may have.
-    high, low = divmod(ctypes.addressof(path), 1 << 32)
-    known = {"own_pid": os.getpid(), "exec_fd": plan["exec_fd"], "path_low": low, "path_high": high}
+    # Known only here: the pid in the child's namespace, and the number that makes execveat this process's own.
+    high, low = divmod(key, 1 << 32)
+    known = {"own_pid": os.getpid(), "exec_fd": plan["exec_fd"], "exec_key_low": low, "exec_key_high": high}
     for index, name in plan["seccomp"]["blanks"]:
         struct.pack_into("<I", code, 8 * index + 4, known[name])  # struct sock_filter is 8 bytes, its constant at 4
     buffer = ctypes.create_string_buffer(bytes(code), len(code))
@@ -207,7 +205,7 @@ def start_door(plan: Plan) -> None:
         begin("door")
         prctl(PR_SET_NAME, b"latticed-door")
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        filter_calls({**plan, "seccomp": plan["door"]["seccomp"]}, ctypes.create_string_buffer(b""))
+        filter_calls({**plan, "seccomp": plan["door"]["seccomp"]}, 0)  # it executes nothing
         # STATUS too, and only now: the daemon takes the child for started once all copies of it are closed.
         for low, high in ((0, DOOR - 1), (DOOR + 1, NO_FD)):
             call("close_range", low, high, 0)
@@ -219,7 +217,7 @@ def execute(plan: Plan) -> None:
     """Restrict this process and execute the program. A restriction comes when no later step needs what it forbids."""
     words = [[os.fsencode(word) for word in plan[name]] for name in ("argv", "env")]
     argv, env = ((ctypes.c_char_p * (len(row) + 1))(*row, None) for row in words)
-    path = ctypes.create_string_buffer(b"")
+    key = int.from_bytes(os.urandom(8), "little")
     for number in (SIGPIPE, SIGXFSZ):  # Python ignores these, and exec keeps that
         libc.signal(number, None)
     # 0: SIG_BLOCK. The mask was empty until here. 16 words are the C library's sigset_t of 128 bytes.
@@ -232,9 +230,9 @@ def execute(plan: Plan) -> None:
     close_others(plan["keep"])
     # Last: the filter refuses calls that the steps before it make. The one exec that it allows is the one below.
     if plan["seccomp"]:
-        filter_calls(plan, path)
+        filter_calls(plan, key)
     begin("execveat")
-    call("execveat", plan["exec_fd"], path, argv, env, AT_EMPTY_PATH)
+    call("execveat", plan["exec_fd"], b"", argv, env, AT_EMPTY_PATH, key)
 
 
 def carry_out(plan: Plan) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.house import confined, processes
 
-ARGUMENTS = ["{parent}", "{ledger}", "{tcp}", "{udp}", "{abstract}", "{socket}"]
+ARGUMENTS = ["{parent}", "{ledger}", "{tcp}", "{udp}", "{abstract}", "{socket}", "{path}"]
 ALL_FEATURES = ("processes", "threads", "workdir")
 
 WORKS_AT_OPEN = """
@@ -32,10 +32,10 @@ ATTEMPTS = [
 inherited_descriptors read_shadow read_kmsg read_parent_memory write_own_program write_own_artifact write_system
 write_cgroup chmodat2_ledger xattr_ledger xattr_ledger_by_path_fd hardlink_ledger mkdir_beside mkfifo_beside
 unlink_beside symlink_out dns mptcp raw vsock packet alg environment kill_everyone pidfd_parent trace_parent
-read_parent_by_vm ioprio_parent kcmp_parent clone3 session exec_setuid exec_again exec_scratch user_namespace new_net
-mount remount unmount chroot enter_namespace become_root raise_capabilities raise_limit io_uring bpf add_key keyctl
-perf_event userfault handle fanotify seccomp hostname set_time shm msg sem mqueue shared_file_memory type_ahead
-zero_memory
+read_parent_by_vm ioprio_parent kcmp_parent clone3 session exec_setuid exec_again exec_by_path exec_scratch
+user_namespace new_net mount remount unmount chroot enter_namespace become_root raise_capabilities raise_limit io_uring
+bpf add_key keyctl perf_event userfault handle fanotify seccomp hostname set_time shm msg sem mqueue shared_file_memory
+type_ahead zero_memory
 """.split(),
 ]
 LETHAL = ["int80", "x32"]
@@ -47,6 +47,7 @@ PASSES = {
     ("dedicated", ()): set(),
     # Asked for, and harmless in a namespace of one's own: programs of the system, and what belongs to a process tree.
     ("isolated", ALL_FEATURES): {"fork", "thread", "session", "exec_shell", "exec_setuid", "exec_again"}
+    | {"exec_by_path"}
     | {"lock_shared", "see_locks"},  # a workdir needs locks, and the system's files are everybody's; named in the docs
 }
 BLOCKED = {"EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH", "EROFS"}

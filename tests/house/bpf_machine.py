@@ -35,7 +35,7 @@ def run(
     for index, name in program.blanks:
         struct.pack_into("<I", code, 8 * index + 4, (blanks or {})[name])
     rows = list(struct.iter_unpack("<HBBI", bytes(code)))
-    accumulator, position, steps = 0, 0, 0
+    accumulator, kept, position, steps = 0, 0, 0, 0
     while True:
         operation, taken, missed, value = rows[position]
         position, steps = position + 1, steps + 1
@@ -44,6 +44,12 @@ def run(
                 (accumulator,) = struct.unpack_from("<I", data, value)
             case 0x54:
                 accumulator &= value
+            case 0xA4:
+                accumulator ^= value
+            case 0x07:
+                kept = accumulator
+            case 0x4C:
+                accumulator |= kept
             case 0x06:
                 return value, steps
             case 0x05:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 from latticed.processes import child
 from latticed.processes.exits import Exit
 from latticed.sandbox import artifact, host_facts, launch_calls, levels, probe, rlimits, spec
+from tests.house import children
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh", "node": "/usr/bin/node"}
 KEPT_BYTES = 1 << 20
@@ -113,7 +115,6 @@ async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words
     with artifact.of_bytes(program, interpreters=INTERPRETERS) as sealed:
         request = spec.ChildRequest(
             program=sealed,
-            args=tuple(word.format(**words) for word in order.get("args", ())),
             environment={"PATH": "/usr/bin:/bin"},
             limits=rlimits.ResourceLimits(**order.get("limits", {})),
             ids=spec.Ids(uid=uid, gid=uid) if own else None,
@@ -121,7 +122,10 @@ async def run(order: dict[str, Any], program: bytes, probed: probe.Probed, words
             network=order.get("network", "none"),
         )
         chosen = levels.Chosen(level=level, features=frozenset(order.get("features", ())))
-        made = spec.build(request, chosen, probed)
+        # Of the launcher, which is the same whatever the arguments are.
+        words = {**words, "path": hex(children.launchers_path(spec.build(request, chosen, probed)))}
+        args = tuple(word.format(**words) for word in order.get("args", ()))
+        made = spec.build(dataclasses.replace(request, args=args), chosen, probed)
         out, err, ended = Collected(), Collected(), asyncio.get_running_loop().create_future()
         started = await child.spawn(made, on_exit=ended.set_result, stdout=out, stderr=err)
     started.stdin.close()

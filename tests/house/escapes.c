@@ -1,7 +1,8 @@
 /* Tries to get out, one attempt after the other, and reports: "name: through" or "name: ERRNO".
  *
- * usage: escapes PARENT LEDGER TCP UDP ABSTRACT SOCKET [attempt...]; without names, all that do not end the process.
- * PARENT is the pid of the process that started it, LEDGER a file of its own, the others where it listens.
+ * usage: escapes PARENT LEDGER TCP UDP ABSTRACT SOCKET PATH [attempt...]; without names, all that do not end the process.
+ * PARENT is the pid of the process that started it, LEDGER a file of its own, PATH the address at which the launcher had
+ * the path of its execveat (0: unknown), the others where it listens.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -43,6 +44,7 @@
 #endif
 extern char **environ;
 static int parent, tcp, udp;
+static unsigned long path_at;
 static const char *ledger, *abstract, *sock_path;
 static char beside[4096], linked[4096], via[64];
 
@@ -136,6 +138,16 @@ static int executed_again(void) { /* the one execveat that the stub needed, with
     char *argv[] = {"sh", NULL};
     for (int fd = 0; fd < 4200; fd++)
         if (execveat(fd, "/nowhere", argv, environ, AT_EMPTY_PATH) < 0 && errno == ENOENT) return 0;
+    return -1;
+}
+static int executed_by_path(void) { /* with its address too: of an absolute path the descriptor does not count */
+    char *argv[] = {"sh", NULL};
+    char *page = mmap((void *)(path_at & ~0xfffful), 1 << 17, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | (path_at ? MAP_FIXED : 0), -1, 0);
+    if (page == MAP_FAILED) return -1;
+    char *path = strcpy(page + (path_at & 0xffff), "/nowhere");
+    for (int fd = 0; fd < 4200; fd++)
+        if (execveat(fd, path, argv, environ, AT_EMPTY_PATH) < 0 && errno == ENOENT) return 0;
     return -1;
 }
 static int thread(void *ignored) { (void)ignored; syscall(SYS_exit, 0); return 0; }
@@ -270,6 +282,7 @@ static int killed_foreign(int kind) { /* ends the process where it is forbidden 
     X(fork, ended(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0))) X(clone3, cloned3()) X(thread, threaded()) \
     X(session, setsid() < 0 && errno == EPERM ? -1 : 0) X(exec_shell, executed("/bin/sh")) \
     X(exec_setuid, executed("/usr/bin/su")) X(exec_memory, executed_memory()) X(exec_again, executed_again()) \
+    X(exec_by_path, executed_by_path()) \
     X(exec_scratch, executed_scratch()) X(user_namespace, user_namespace_mount()) X(new_net, unshare(CLONE_NEWNET)) \
     X(mount, mount("x", "/tmp", "tmpfs", 0, "")) X(remount, mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND, NULL)) \
     X(unmount, umount2("/usr/bin", MNT_DETACH)) X(chroot, chroot("/usr")) X(enter_namespace, setns(0, 0)) \
@@ -305,12 +318,13 @@ static void report(int index) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 7) return 2;
+    if (argc < 8) return 2;
     parent = atoi(argv[1]), ledger = argv[2], tcp = atoi(argv[3]), udp = atoi(argv[4]), abstract = argv[5], sock_path = argv[6];
+    path_at = strtoul(argv[7], NULL, 0);
     snprintf(beside, sizeof beside, "%s.beside", ledger);
     snprintf(linked, sizeof linked, "%s.link", ledger);
-    for (int index = 0; argc == 7 && index < COUNT - LETHAL; index++) report(index);
-    for (int wanted = 7; wanted < argc; wanted++)
+    for (int index = 0; argc == 8 && index < COUNT - LETHAL; index++) report(index);
+    for (int wanted = 8; wanted < argc; wanted++)
         for (int index = 0; index < COUNT; index++)
             if (!strcmp(argv[wanted], attempts[index].name)) report(index);
     return 0;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import children, processes
+from tests.house import children, confined, processes
 
 PARENT = """
 import asyncio, os, sys
@@ -56,3 +56,57 @@ def test_all_descendants_end_when_their_parent_is_killed(number, stub):
         parent.kill()
         parent.wait()
         parent.stdout.close()
+
+
+AGAIN = """
+import asyncio, sys
+from latticed.processes import child
+from latticed.sandbox import launch_calls
+from tests.house import children
+
+async def main():
+    if sys.argv[2:]:
+        launch_calls.possible = lambda _: False
+    program, kept = open(sys.argv[1], "rb").read(), []
+    for level in ("filtered", "isolated"):
+        for who in ("leader", "thread"):
+            how = {"level": level, "features": ("threads",)}
+            with children.spec_of(program, **how) as made:
+                words = (hex(children.launchers_path(made)), str(made.plan["exec_fd"]), who)
+            heard = children.Heard()
+            with children.spec_of(program, args=words, **how) as made:
+                kept.append(await child.spawn(made, on_exit=print, stdout=heard, stderr=children.Heard()))
+            while b"\\n" not in heard.data:
+                heard.any.clear()
+                await heard.any.wait()
+            print(heard.data.decode().strip(), flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("stub", [False, True])
+def test_child_that_wants_to_be_another_program_ends_with_its_parent(stub, tmp_path):
+    """It knows all of its launcher's exec that is not drawn for it. What a second thread executes gets no signal."""
+    program = tmp_path / "outlives"
+    program.write_bytes(confined.compiled("outlives"))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", AGAIN, program, *["stub"] * stub],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+    )
+    tree = set()
+    try:
+        said = [parent.stdout.readline() for _ in range(4)]
+        tree = children.descendants(parent.pid)
+        parent.kill()
+        parent.wait()
+        processes.until(lambda: not any(map(children.alive, tree)), what="the children to be gone")
+        assert (said, len(tree)) == ([b"refused\n"] * 4, 4)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        for pid in filter(children.alive, tree):
+            os.kill(pid, signal.SIGKILL)

@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 from latticed.sandbox import bpf, syscalls
 from tests.house import bpf_machine
 
+KEY = 9 << 32 | 77
+BLANKS = {"own_pid": 77, "low": 77, "high": 9}
 RULES = {
     "kill": bpf.SyscallRule(((bpf.Argument(0, ("own_pid",)),),), errno.EPERM),
     "mmap": bpf.SyscallRule(((bpf.Argument(3, (0, 1, 0x20), mask=0x121),),), errno.EPERM),
     "sendto": bpf.SyscallRule(((bpf.Argument(4, (0,)), bpf.Argument(4, (0,), high=True)),), errno.EACCES),
+    "execveat": bpf.SyscallRule(((bpf.Argument(0, (7,)), bpf.Secret(5, "low", "high")),), errno.EPERM),
     "clone": bpf.SyscallRule(
         ((bpf.Argument(0, (7,), mask=0xF),), (bpf.Argument(0, (8, 9)), bpf.Argument(1, (1,)))), errno.EPERM
     ),
 }
-words = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 7, 8, 9, 0x20, 0x21, 0x100, 77, 2**32, 2**63]))
+words = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 1, 7, 8, 9, 0x20, 0x21, 0x100, 77, 2**32, 2**63, KEY]))
 
 
 def program(machine: syscalls.Machine) -> bpf.BpfProgram:
@@ -42,9 +45,11 @@ def expected(machine: syscalls.Machine, number: int, arguments: list[int]) -> in
         "kill": low[0] == 77,
         "mmap": low[3] & 0x121 in {0, 1, 0x20},
         "sendto": arguments[4] == 0,
+        "execveat": low[0] == 7 and arguments[5] == KEY,
         "clone": low[0] & 0xF == 7 or (low[0] in {8, 9} and low[1] == 1),
     }
     refused = {"kill": errno.EPERM, "mmap": errno.EPERM, "sendto": errno.EACCES, "clone": errno.EPERM}
+    refused |= {"execveat": errno.EPERM}
     refused |= {"mount": errno.EPERM, "bpf": errno.EACCES}
     if name in {"read", "write", "close", "getpid"} or allowed.get(name):
         return bpf.ALLOW
@@ -58,17 +63,32 @@ def test_compiled_filter_answers_as_its_rules_say(machine, data):
     known = [machine.numbers[name] for name in (*RULES, "read", "mount", "bpf", "getpid", "ptrace")]
     number = data.draw(st.one_of(st.sampled_from(known), st.integers(0, 600), st.integers(0, 2**32 - 1)))
     arguments = data.draw(st.lists(words, min_size=6, max_size=6))
-    found = bpf_machine.answer(
-        program(machine), arch=machine.audit, number=number, arguments=arguments, blanks={"own_pid": 77}
-    )
+    found = bpf_machine.answer(program(machine), arch=machine.audit, number=number, arguments=arguments, blanks=BLANKS)
     assert found == expected(machine, number, arguments)
 
 
 @given(arch=st.integers(0, 2**32 - 1), number=st.integers(0, 600))
 def test_calls_of_other_architectures_kill_the_process(arch, number):
     """i386 above all, whose numbers mean other calls."""
-    found = bpf_machine.answer(program(syscalls.X86_64), arch=arch, number=number, blanks={"own_pid": 1})
+    found = bpf_machine.answer(program(syscalls.X86_64), arch=arch, number=number, blanks=BLANKS)
     assert (found == bpf.KILL_PROCESS) == (arch != syscalls.X86_64.audit)
+
+
+@pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
+def test_refusal_of_a_wrong_key_takes_as_long_whatever_is_wrong_with_it(machine):
+    """Or one half of it could be found by the time that takes, then the other."""
+    found = [
+        bpf_machine.run(
+            program(machine),
+            arch=machine.audit,
+            number=machine.numbers["execveat"],
+            arguments=[7, 0, 0, 0, 0, key],
+            blanks=BLANKS,
+        )
+        for key in (KEY ^ 1, KEY ^ 1 << 32, KEY ^ 1 << 63, ~KEY, 0)
+    ]
+    assert len(set(found)) == 1
+    assert found[0][0] == bpf.ERRNO | errno.EPERM
 
 
 def test_number_at_an_edge_is_its_own():

@@ -129,6 +129,24 @@ def test_parameters_are_numbers_texts_and_lists_of_texts(calls, machine, tmp_pat
         calls.call("execve", b"/bin/echo", calls.parameter("argv"), calls.parameter("env"))
 
 
+def test_program_that_is_executed_finds_no_argument_of_its_exec_in_registers(tmp_path):
+    """The sixth one of execveat is what nobody else may know. The kernel of this machine is asked."""
+    shown = tmp_path / "shown"
+    compile_ = ["cc", "-static", "-nostdlib", "-o", shown, CHECKOUT / "tests/house/registers.c"]
+    if shutil.which("cc") is None:
+        pytest.skip("the program that shows its registers is written in C: no compiler (cc) here")
+    subprocess.run(compile_, check=True)
+    calls = Calls(HERE)
+    none = calls.words([])
+    calls.call("execveat", AT, bytes(shown), none, none, 0, calls.parameter("key"))
+    key = 0x5EC2E75EC2E7A9
+    said, report, code = run(calls, HERE, tmp_path, key=key)
+    assert (report, code, len(said) % 8) == ([], 0, 0)
+    words = struct.unpack(f"<{len(said) // 8}Q", said)
+    assert len(words) >= 15
+    assert not {key, key & 0xFFFFFFFF, key >> 32} & set(words)
+
+
 def test_report_ends_at_what_is_whole(calls):
     calls.begin("only")
     record = calls.record(call_program.PID)

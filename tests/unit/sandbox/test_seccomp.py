@@ -11,7 +11,7 @@ from latticed.sandbox import bpf, levels, seccomp, syscalls
 from tests.house import bpf_machine
 
 MACHINES = pytest.mark.parametrize("machine", syscalls.MACHINES.values(), ids=lambda machine: machine.name)
-BLANKS = {"own_pid": 4242, "exec_fd": 4096, "path_low": 0x1000, "path_high": 0x7F}
+BLANKS = {"own_pid": 4242, "exec_fd": 4096, "exec_key_low": 0x1000, "exec_key_high": 0x7F}
 CHOICES = ("processes", "threads", "workdir", "network")
 EVERY = [frozenset(some) for count in range(5) for some in itertools.combinations(CHOICES, count)]
 NEVER = """
@@ -159,10 +159,10 @@ def test_file_locks_need_feature_workdir(machine):
 
 @MACHINES
 def test_execution_is_allowed_only_to_the_stub_or_with_processes(machine):
-    """The stub is known by its descriptor and address; with feature processes, Landlock decides."""
-    right = [4096, 0x7F << 32 | 0x1000, 0, 0, 0x1000]
+    """The launcher is known by its descriptor and a number; with feature processes, Landlock decides."""
+    right = [4096, 0, 0, 0, 0x1000, 0x7F << 32 | 0x1000]
     assert ask(machine, "execveat", right) == bpf.ALLOW
-    for position, wrong in ((0, 3), (1, 0x1000), (1, 0x7F << 32), (4, 0)):
+    for position, wrong in ((0, 3), (4, 0), (5, 0), (5, 0x1000), (5, 0x7F << 32)):
         assert ask(machine, "execveat", [*right[:position], wrong, *right[position + 1 :]]) == bpf.ERRNO | errno.EPERM
     assert ask(machine, "execve") == bpf.ERRNO | errno.EPERM
     assert ask(machine, "execve", features={"processes"}) == bpf.ALLOW
