@@ -1,7 +1,7 @@
 """A running child: its pipes, its exit, and how it is ended with everything it started.
 
 No thread: the exit is noticed on a pidfd. Signals go through that pidfd, so that a reused pid is never signalled;
-the process group is signalled only where the child leads it and has not been reaped, for the same reason.
+the process group is signalled only while a process that cannot leave it has not been reaped, for the same reason.
 """
 
 from __future__ import annotations
@@ -157,17 +157,19 @@ class Child:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        """Send a signal: to the process group where the child leads it, else to the child, and SIGKILL to process 1 if
-        there is one.
+        """Send a signal to the process group that the child began in, and to the child; SIGKILL to process 1 if there
+        is one.
         """
         with contextlib.suppress(ProcessLookupError):
-            # SIGTERM goes to the program alone: process 1 would ignore it.
             if self._born.init is not None and number == signal.SIGKILL:
                 signal.pidfd_send_signal(self._born.init_pidfd, number)  # the kernel kills the rest of its namespace
-            elif self._own_pids:
+                return
+            # The child leads it, or process 1 is in it, which ignores all but SIGKILL and cannot leave it. Both are
+            # unreaped: the id is still their own. Without one of them there is only the child.
+            if grouped := self._born.init is not None or not self._own_pids:
+                os.killpg(self._born.launcher, number)
+            if not grouped or os.getpgid(self.pid) != self._born.launcher:
                 signal.pidfd_send_signal(self._born.pidfd, number)
-            else:
-                os.killpg(self.pid, number)  # leader, unreaped: the id is still its own
 
     def _listens(self) -> bool:
         """Whether SIGTERM can have an effect: process 1 of a namespace never dies of a signal it does not catch."""

@@ -44,7 +44,8 @@ class Spawn:
     def __init__(self, spec: ChildSpec) -> None:
         self._spec = spec
         self._started: Launched | None = None
-        self._launcher = 0  # its pid
+        self.launcher = 0
+        """The launcher's pid, and the process group that all its processes begin in."""
         self.group: Group | None = None
         self.pipes: dict[int, Pipe] = {}
         self.pid = 0
@@ -68,7 +69,7 @@ class Spawn:
         # No await between the start and this: `orphans.reap` runs on the same loop, and must not reap the launcher.
         BEGUN.add(self)
         OURS.add(self._started.pid)
-        self._launcher = self._started.pid
+        self.launcher = self._started.pid
         # It has the child's ends of the pipes; close ours: while we hold them, neither side would see end of file.
         for number, pipe in self.pipes.items():
             os.close(pipe.give_write() if number in _OUTPUTS else pipe.give_read())
@@ -125,7 +126,7 @@ class Spawn:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.init_pidfd = -1
-        OURS.difference_update({self.pid, self._launcher})
+        OURS.difference_update({self.pid, self.launcher})
         BEGUN.discard(self)
         for pipe in self.pipes.values():
             pipe.close()

@@ -201,6 +201,7 @@ def start_door(plan: Plan) -> None:
         os.waitpid(between, 0)
         return
     if not os.fork():
+        os.setsid()  # out of the program's group: who asks that one to end needs the door until it has
         drop_privileges(plan)
         begin("door")
         prctl(PR_SET_NAME, b"latticed-door")

@@ -133,6 +133,15 @@ async def test_program_whose_door_is_lost_is_started_again(here):
     assert await until_reached(here) == b"HELLO"
 
 
+async def test_door_stays_open_while_the_program_ends(here):
+    """What it is asked meanwhile is answered."""
+    await echoing(here, "import signal; signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))" + ECHO)
+    here.program("web")._child._signal(signal.SIGTERM)
+    await here.until_said("asked", "web")
+    assert await reached(here) == b"HELLO"
+    assert here.program("web").restarts == 0
+
+
 async def test_stopped_door_holds_nobody_up_for_long(here, monkeypatch):
     """A door that does not answer is an error after a while, and for whoever asks beyond a number at once."""
     monkeypatch.setattr("latticed.host.program.door.ANSWER_S", 0.05)

@@ -155,6 +155,24 @@ async def test_sigterm_reaches_the_child_behind_process_1():
         assert (await started.child.stop(1000)).killed_by == signal.SIGTERM
 
 
+@pytest.mark.parametrize("level", ["open", "isolated"])
+async def test_sigterm_reaches_what_the_child_waits_for(level):
+    """A shell runs its trap once the command that it waits for has ended."""
+    program = "trap 'echo cleaned up; exit 5' TERM; sh -c 'echo ready; exec sleep 1000'; echo never"
+    started = await start(program, level=level)
+    await started.hears(b"ready")
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await started.child.stop(1000)).message == "exited 5"
+    assert started.out.data == b"ready\ncleaned up\n"
+
+
+async def test_sigterm_reaches_a_child_that_has_left_its_group():
+    started = await start("exec setsid sh -c 'echo ready; while :; do :; done'")
+    await started.hears(b"ready")
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await started.child.stop(1000)).killed_by == signal.SIGTERM
+
+
 async def test_exit_is_reported_after_all_descendants_have_ended():
     """All output was delivered by then, also that of processes in other sessions."""
     started = await start("setsid sh -c 'trap \"\" TERM; while :; do echo x; done' & read x; exit 0")
