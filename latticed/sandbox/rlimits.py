@@ -11,6 +11,8 @@ STACK_BYTES: Final = 8 << 20  # the usual default of distributions
 PENDING_SIGNALS: Final = 256
 SHARED_TASKS: Final = 4096
 """RLIMIT_NPROC where tasks of other children with the same uid count too: high enough for all but fork bombs."""
+_ADDRESS_SPACE: Final = 128 << 30
+_TABLES: Final = 512  # what is read once in each 2 MiB takes a page of 4 KiB for its table
 MIN_OPEN_FILES: Final = 16
 MAX_OPEN_FILES: Final = 4096
 
@@ -18,7 +20,8 @@ MAX_OPEN_FILES: Final = 4096
 class ResourceLimits(Value, frozen=True, kw_only=True):
     """Limits of one child. `tasks` are threads and processes together, itself included.
 
-    `memory_bytes` is per process (private writable memory) and, with a cgroup, for the whole tree too; `cpu_percent` of
+    `memory_bytes` is per process (private writable memory; page tables where no cgroup counts them, up to 256 MiB or
+    as much again if that is more) and, with a cgroup, for the whole tree too; `cpu_percent` of
     one core needs a cgroup, None for no limit. `scratch_bytes` and `scratch_inodes` are what /scratch holds. ValueError
     for a number that no child could run with.
     """
@@ -40,10 +43,13 @@ class ResourceLimits(Value, frozen=True, kw_only=True):
             raise ValueError(f"{(*small, 'cpu_percent')[0]}: expected at least 1")
 
 
-def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None) -> list[tuple[int, int]]:
+def table(
+    limits: ResourceLimits, *, counted_alone: bool, memory_group: bool, file_bytes: int | None
+) -> list[tuple[int, int]]:
     """(resource, value) for the stub; soft and hard limits are equal, so that the child cannot raise any.
 
     `counted_alone`: this child's tasks are not mixed with those of others (own user namespace, or own uid).
+    `memory_group`: its cgroup counts memory, page tables too.
     `file_bytes`: the largest file it may write, None for no limit. Values are capped by the daemon's own hard limits
     (some hosts allow 3,900 processes), since raising a hard limit fails.
     """
@@ -51,6 +57,9 @@ def table(limits: ResourceLimits, *, counted_alone: bool, file_bytes: int | None
         (resource.RLIMIT_CORE, 0),
         # Not RLIMIT_AS, which counts address space that is only reserved too: V8 and Go reserve far more than they use.
         (resource.RLIMIT_DATA, limits.memory_bytes),
+        # But for page tables, which RLIMIT_DATA does not count where what they are for is only read. V8 reserves 10 GiB
+        # for each WebAssembly memory, wasmtime 4, and neither does with less; Go programs, Node and Python have 1 to 3.
+        *([] if memory_group else [(resource.RLIMIT_AS, max(_ADDRESS_SPACE, _TABLES * limits.memory_bytes))]),
         (resource.RLIMIT_STACK, STACK_BYTES),
         (resource.RLIMIT_FSIZE, resource.RLIM_INFINITY if file_bytes is None else file_bytes),
         (resource.RLIMIT_NPROC, limits.tasks if counted_alone else max(limits.tasks, SHARED_TASKS)),

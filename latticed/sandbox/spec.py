@@ -153,7 +153,7 @@ def build(request: ChildRequest, chosen: Chosen, probed: Probed) -> ChildSpec:
         "argv": shape.argv,
         "env": [f"{name}={value}" for name, value in request.environment.items()],
         "blocked": (),  # no signal; `namespaces.first` blocks one for process 1
-        **_identity(request, chosen, shape),
+        **_identity(request, chosen, probed, shape),
         **_surroundings(request, probed, shape),
         **_walls(request, chosen, probed, shape),
         "init": namespaces.first(probed.machine) if shape.init else None,
@@ -241,7 +241,7 @@ def _name_files(door: DoorRequest | None) -> tuple[tuple[str, str], ...]:
     return (("/etc/hosts", hosts), ("/etc/nsswitch.conf", "hosts: files\n"), ("/etc/resolv.conf", ""))
 
 
-def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str, Any]:
+def _identity(request: ChildRequest, chosen: Chosen, probed: Probed, shape: _Shape) -> dict[str, Any]:
     """The entries of the plan for uid, gid and rlimits."""
     ids = request.ids
     # RLIMIT_FSIZE, in bytes: without a work directory there is no file that the child may write, so 0.
@@ -252,7 +252,10 @@ def _identity(request: ChildRequest, chosen: Chosen, shape: _Shape) -> dict[str,
         "ids": (ids.uid, ids.gid) if ids else None,
         "ids_first": ids is not None and shape.own_user,
         "rlimits": rlimits.table(
-            request.limits, counted_alone=shape.own_user or ids is not None, file_bytes=file_bytes
+            request.limits,
+            counted_alone=shape.own_user or ids is not None,
+            memory_group=probed.delegation is not None and "memory" in probed.delegation.controllers,
+            file_bytes=file_bytes,
         ),
     }
 

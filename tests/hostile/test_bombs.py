@@ -24,6 +24,7 @@ EXPECTED = {
     "threads": (20, "EAGAIN"),
     "memory": (64, "ENOMEM"),
     "shared": (0, "EPERM"),
+    "tables": (128, "ENOMEM"),  # GiB, at 4 KiB for each 2 MiB: tables of 256 MiB
     "descriptors": (32, "EMFILE"),
     "disk": (8, "ENOSPC"),
     "inodes": (100, "ENOSPC"),
@@ -51,11 +52,12 @@ def test_memory_and_threads_are_limited_at_level_filtered():
     if os.getuid() != 0:
         pytest.skip("running a process under another uid needs uid 0")
     kinds = {"memory": "ENOMEM", "shared": "EPERM", "threads": "EPERM", "fork": "EPERM", "descriptors": "EMFILE"}
+    kinds["tables"] = "ENOMEM"
     orders = [{"level": "filtered", "limits": LIMITS, "args": [kind]} for kind in kinds]
     found = confined.run(confined.compiled("bombs"), orders, user=processes.STRANGER)
     told = [result["stdout"].split() for result in found["results"]]
     assert [(kind, why) for kind, _, why in told] == list(kinds.items())
-    assert all(int(count) <= 64 for _, count, _ in told)
+    assert all(int(count) <= (128 if kind == "tables" else 64) for kind, count, _ in told)
 
 
 @pytest.mark.root

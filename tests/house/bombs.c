@@ -1,7 +1,7 @@
 /* Takes as much of one thing as it can get, and says how much that was and what stopped it: "KIND COUNT ERRNO".
  *
- * usage: bombs fork|threads|memory|shared|descriptors|disk|inodes|output. Every loop has an end of its own, so that a
- * missing limit fails a test and not the machine.
+ * usage: bombs fork|threads|memory|shared|tables|descriptors|disk|inodes|output. Every loop has an end of its own, so
+ * that a missing limit fails a test and not the machine.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { TASKS = 3000, MEBIBYTES = 2048, FILES = 20000 };
+enum { TASKS = 3000, MEBIBYTES = 2048, GIBIBYTES = 512, FILES = 20000 };
 
 static void *sleeper(void *nothing) { pause(); return nothing; }
 
@@ -40,6 +40,15 @@ static int memory(int flags) {
         memset(room, 1, 1 << 20);
     }
     return MEBIBYTES;
+}
+static int tables(void) { /* what is only read takes no memory but a page table for each 2 MiB */
+    const size_t one = 1ul << 30;
+    for (int count = 0; count < GIBIBYTES; count++) {
+        volatile char *room = mmap(NULL, one, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (room == MAP_FAILED) return count;
+        for (size_t place = 0; place < one; place += 2 << 20) (void)room[place];
+    }
+    return GIBIBYTES;
 }
 static int descriptors(void) {
     for (int count = 0; count < FILES; count++)
@@ -80,6 +89,7 @@ int main(int argc, char **argv) {
                 : !strcmp(kind, "threads")     ? threads()
                 : !strcmp(kind, "memory")      ? memory(MAP_PRIVATE)
                 : !strcmp(kind, "shared")      ? memory(MAP_SHARED)
+                : !strcmp(kind, "tables")      ? tables()
                 : !strcmp(kind, "descriptors") ? descriptors()
                 : !strcmp(kind, "disk")        ? disk()
                 : !strcmp(kind, "inodes")      ? inodes()

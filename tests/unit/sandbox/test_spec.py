@@ -17,6 +17,7 @@ import pytest
 from latticed.model.errors import Problem
 from latticed.sandbox import (
     artifact,
+    cgroup,
     elf_programs,
     host_facts,
     landlock,
@@ -123,6 +124,25 @@ def test_task_limit_is_exact_unless_the_uid_is_shared():
     assert (alone[resource.RLIMIT_NPROC], shared[resource.RLIMIT_NPROC]) == (5, least(rlimits.SHARED_TASKS))
 
 
+def test_address_space_is_limited_where_no_group_counts_memory():
+    """Page tables for it take a 512th of it at most: as much as the memory, or 256 MiB."""
+    groups = {
+        None: None,
+        "kills": cgroup.Delegation(base=Path("/")),
+        "counts": cgroup.Delegation(base=Path("/"), controllers=frozenset({"memory"})),
+    }
+    found = {}
+    for name, delegation in groups.items():
+        for memory_bytes in (64 << 20, 1 << 30):
+            limits = rlimits.ResourceLimits(memory_bytes=memory_bytes)
+            on = dataclasses.replace(HOST, delegation=delegation)
+            plan = spec.build(request(limits=limits), chosen("filtered"), on).plan
+            found[name, memory_bytes >> 20] = dict(plan["rlimits"]).get(resource.RLIMIT_AS)
+    assert {found[name, 64] for name in (None, "kills")} == {least(128 << 30, resource.RLIMIT_AS)}
+    assert {found[name, 1024] for name in (None, "kills")} == {least(512 << 30, resource.RLIMIT_AS)}
+    assert found["counts", 64] is found["counts", 1024] is None
+
+
 def test_limits_are_capped_by_the_daemons_hard_limits():
     """Some hosts allow 3,900 processes: asking for more would leave no child running."""
     program = """
@@ -131,16 +151,16 @@ from latticed.sandbox import rlimits
 resource.setrlimit(resource.RLIMIT_NPROC, (100, 3_900))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 2 << 20))
 resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
-found = dict(rlimits.table(rlimits.ResourceLimits(), counted_alone=False, file_bytes=None))
+found = dict(rlimits.table(rlimits.ResourceLimits(), counted_alone=False, memory_group=False, file_bytes=None))
 print(json.dumps([found[one] for one in (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)]))
 """
     ran = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout) == [3_900, 2 << 20, 50]
 
 
-def least(wanted):
+def least(wanted, which=resource.RLIMIT_NPROC):
     """What a limit becomes on the machine that runs the tests."""
-    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    hard = resource.getrlimit(which)[1]
     return wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
 
 
