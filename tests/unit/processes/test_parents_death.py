@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.house import children, confined, processes
+from latticed.sandbox import cgroup
+from tests.house import cgroups, children, confined, processes
 
 PARENT = """
 import asyncio, os, sys
@@ -110,3 +111,47 @@ def test_child_that_wants_to_be_another_program_ends_with_its_parent(stub, tmp_p
         parent.stdout.close()
         for pid in filter(children.alive, tree):
             os.kill(pid, signal.SIGKILL)
+
+
+FORKS = """
+import asyncio, dataclasses, pathlib, sys
+from latticed.processes import child
+from latticed.sandbox import cgroup
+from tests.house import children
+
+async def main():
+    on = dataclasses.replace(children.probed(), delegation=cgroup.Delegation(base=pathlib.Path(sys.argv[1])))
+    heard = children.Heard()
+    with children.spec_of("sleep 1000 & echo ready; wait", level=sys.argv[2], features=("processes",), on=on) as spec:
+        kept = await child.spawn(spec, on_exit=print, stdout=heard, stderr=children.Heard())
+    await heard.any.wait()
+    print(kept.pid, flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("level", ["filtered", "isolated"])
+def test_what_a_child_forked_ends_with_its_parent_or_with_its_group(level):
+    """Without a pid namespace the kernel kills the child alone; the next daemon ends the rest, by the group."""
+    with cgroups.delegated() as group:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", FORKS, group, level],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3])},
+        )
+        try:
+            pid = int(parent.stdout.readline())
+            tree = children.descendants(parent.pid)
+            (forked,) = children.descendants(pid)
+        finally:
+            parent.kill()
+            parent.wait()
+            parent.stdout.close()
+        processes.until(lambda: not any(map(children.alive, tree - {forked})), what="the child to be gone")
+        if level == "filtered":
+            assert children.alive(forked)
+            assert cgroup.sweep(cgroup.Delegation(base=group)) == 1
+        processes.until(lambda: not children.alive(forked), what="what it forked to be gone")
