@@ -19,8 +19,9 @@ _RSS: Final = 21  # rss, field 24 of proc_pid_stat(5), in `_stat`
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
-    """What processes use: `cpu_s` seconds of processor time so far, that of children that they reaped included;
-    `memory_bytes` resident, pages that they share counted for each; `tasks`: their threads.
+    """What processes use: `cpu_s` seconds of processor time so far, that of children that they reaped included, and
+    nothing of those that ended while SIGCHLD was ignored; `memory_bytes` resident, pages that they share counted for
+    each, page tables not; `tasks`: their threads.
     """
 
     cpu_s: float = 0.0

@@ -1,6 +1,8 @@
 """Limits on processor time that are measured; beyond them the child is ended.
 
 Of a child without a cgroup: with one the kernel throttles it. And of any that computes on after an invocation's time.
+Without any group, what processes used that ended while SIGCHLD was ignored is counted nowhere (wait(2)): these limits
+do not hold a child with `processes` that means to get around them (docs/security/sandbox.md).
 """
 
 from __future__ import annotations
