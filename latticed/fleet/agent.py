@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import latticed
-from latticed.fleet import agent_settings, confinement
 from latticed.kit import heap, lean_imports, logs, process_start, sd_notify
 from latticed.kit.text import sanitise
 from latticed.model.errors import Problem
+
+with lean_imports.lean():  # as in `_warm`: what they take along stays in the memory of both halves
+    from latticed.fleet import agent_settings, confinement
 
 if TYPE_CHECKING:
     import argparse

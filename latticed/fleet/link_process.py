@@ -14,7 +14,6 @@ It ends when the node does, by SIGTERM, or when the node sends what is no messag
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -87,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if argv is None:
         process_start.reset_for_server()
+    import argparse  # here alone: the agent has both halves load this module, and needs none
+
     parser = argparse.ArgumentParser(prog="latticed-link", description="Connect a fleet's node to its message system.")
     parser.add_argument("--settings", type=Path, required=True, metavar="FILE")
     parser.add_argument("--socket", type=int, required=True, metavar="FD", help="one end of a socketpair")

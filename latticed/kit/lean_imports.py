@@ -95,7 +95,11 @@ def _replaced() -> dict[str, Any]:
     # Only html.unescape looks at it, which nothing here calls; 0.4 MiB.
     entities = ModuleType("html.entities")
     entities.__dict__["html5"] = _Entities()
-    return {request.__name__: request, entities.__name__: entities, **dict.fromkeys(_ABSENT)}
+    # semver's own program, whose functions it has under old names too; it takes argparse along: 0.4 MiB.
+    cli = ModuleType("semver.cli")
+    for name in ("cmd_bump", "cmd_check", "cmd_compare", "cmd_nextver", "createparser", "main", "process"):
+        setattr(cli, name, _fetching("semver.cli", name))
+    return {one.__name__: one for one in (request, entities, cli)} | dict.fromkeys(_ABSENT)
 
 
 def _fetching(module: str, name: str) -> Any:

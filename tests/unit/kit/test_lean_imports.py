@@ -87,3 +87,20 @@ print(len(bz2.compress(b"")), "eacute;" in html.entities.html5, urllib.request.u
         "IntType(gt=None, ge=None, lt=None, le=None, multiple_of=None) 2",
         "14 True urlopen",
     ]
+
+
+def test_agent_of_a_fleet_has_no_parser_of_arguments_and_semver_has_its_program():
+    """The agent is two processes of few MiB, and its unit gives it none."""
+    code = """
+import sys, warnings
+from latticed.fleet import agent
+agent._warm()
+print("argparse" in sys.modules)
+import semver
+warnings.simplefilter("ignore")
+print(semver.createparser().prog, semver.Version.parse("1.2.3") > semver.Version.parse("1.2.3-a"))
+import semver.cli
+print(semver.cli.main.__module__)
+"""
+    found = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, check=True)
+    assert found.stdout.decode().split() == ["False", "semver", "True", "semver.cli"]

@@ -191,7 +191,7 @@ async def test_check_that_takes_too_long_is_ended_with_a_code(checker, schema, d
     turning.cancel()
     assert problem.value.code in {"deadline_exceeded", "out_of_memory", "config_invalid"}
     assert took_s < 15
-    assert turns > 20
+    assert turns > took_s, "more than one each second, on a machine that is busy too"
     await check(checker, {}, {})
     assert not any(map(children.alive, children.descendants(os.getpid())))
 
