@@ -278,13 +278,18 @@ class Directory:
         self._schedule.scan_ended(began_s=began_s, now_s=self._now())
         listing = outcome.done.get("list")
         if listing is not None:
-            self._apply_listing(listing)
+            names = self._apply_listing(listing)
+            # On a thread, as it waits for a watch that is being made, and only now: of a listing that was given up and
+            # ends late nothing counts.
+            await self._blocking.run(["retain"], lambda _: self._watcher.retain(names))
         else:
             self._cannot_list(outcome.failed.get("list"))
         return not outcome.stuck
 
-    def _apply_listing(self, listing: Listing) -> None:
-        """Take in what is in the directory: what is gone is posted, all else queued to be compared."""
+    def _apply_listing(self, listing: Listing) -> frozenset[str]:
+        """Take in what is in the directory: what is gone is posted, all else queued to be compared. The names that may
+        be there.
+        """
         self._problem = ""
         # A listing that was cut says nothing of who is gone: names known from before are looked at one by one.
         names = listing.names if not listing.unlisted else listing.names.union(self._entries, self._recorded)
@@ -299,6 +304,7 @@ class Directory:
         # Known ones before new ones, which are sorted: which find no slot must not depend on the order of readdir(3).
         self._enqueue(known, JudgeMode.COMPARE)
         self._enqueue(sorted(names.difference(known)), JudgeMode.COMPARE)
+        return names
 
     def _cannot_list(self, error: Exception | None) -> None:
         """A missing directory has no bundles; in one that cannot be listed, those known by name are looked at."""

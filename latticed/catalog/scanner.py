@@ -42,6 +42,9 @@ _RACY_NS: Final = 100_000_000
 systems keep them at the resolution of a kernel tick. Its entry is not compared: the next scan reads it again.
 """
 
+_AHEAD_NS: Final = 60_000_000_000
+"""So far ahead of ours may the clock be by which a file has its times, where another machine gives them."""
+
 
 class DirectoryEntry(Value, frozen=True, kw_only=True):
     """One bundle as it was last judged.
@@ -135,9 +138,9 @@ class Judge(Value, frozen=True, kw_only=True):
 
     def _comparable(self, found: tuple[read.Stamp | None, read.Stamp | None], began_us: int) -> bool:
         """Whether a later look that finds the same fingerprint finds the same bytes; all was read since `began_us`."""
-        first_ns, last_ns = began_us * 1000 - _RACY_NS, self.clock.wall_us() * 1000 + _RACY_NS
-        # By ctime, which unlike mtime nobody can set (utimensat(2)). Nor will one that is ahead, as after the clock was
-        # set back, be that of a change to come.
+        first_ns, last_ns = began_us * 1000 - _RACY_NS, self.clock.wall_us() * 1000 + _AHEAD_NS
+        # By ctime, which unlike mtime nobody can set (utimensat(2)). Nor will one that is far ahead, as after the clock
+        # was set back, be that of a change to come.
         return all(stamp is not None and not first_ns <= stamp[-1] <= last_ns for stamp in found)
 
 
@@ -182,7 +185,7 @@ def has_changed(name: str, root: Root, known: Fingerprint) -> bool:
 
 
 def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
-    """Watch the plugin directory and list it, without looking at what it lists; watches of what is gone end.
+    """Watch the plugin directory and list it, without looking at what it lists.
 
     Of more than `most` names those that readdir(3) returns first are taken. Problem directory_missing or
     directory_unreadable.
@@ -213,8 +216,6 @@ def list_names(path: Path, *, watcher: Watcher, most: int) -> Listing:
         raise Problem("directory_unreadable", detail, "the daemon's user must be able to list and enter it") from error
     finally:
         root.close()
-    if not unlisted:
-        watcher.retain(names)  # here, not on the event loop: it waits for a watch that is being made
     return Listing(names=frozenset(names), unlisted=unlisted)
 
 

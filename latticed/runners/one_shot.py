@@ -61,7 +61,8 @@ class OneShot:
     def __init__(self, spec: OneShotSpec) -> None:
         self.sandbox = spec.sandbox
         self._spec = spec
-        self._running: set[asyncio.Task[Any]] = set()  # invocations under way, each with its process
+        self._running: set[asyncio.Task[Any]] = set()  # what is under way, health checks too, each with its process
+        self._invocations = 0  # of these, those that count for how many there may be
         self._described = False  # it has started
         self._stopped = False
         self._grace_s = TERM_S  # between SIGTERM and SIGKILL; `stop` may shorten it
@@ -91,9 +92,13 @@ class OneShot:
     async def invoke(self, action: str, payload: Any) -> dict[str, Any]:
         """See `Instance.invoke`. Problem: `busy`, `not_armed`, or the outcome of `stdio_json.Invocation`."""
         limits = self._spec.invoking
-        if len(self._running) >= limits.at_once:
+        if self._invocations >= limits.at_once:
             raise Problem("busy", f"expected at most {limits.at_once} invocations at a time", "try again in a moment")
-        return await self._in_time(action, payload)
+        self._invocations += 1
+        try:
+            return await self._in_time(action, payload)
+        finally:
+            self._invocations -= 1
 
     async def stop(self, grace_s: float) -> None:
         """End the invocations under way: SIGTERM, and SIGKILL after TERM_S or `grace_s`, whichever is shorter. Nothing

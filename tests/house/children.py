@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import functools
 import os
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from latticed.sandbox import artifact, call_program, launch_calls, levels, probe, rlimits, spec
+from latticed.sandbox import artifact, levels, probe, rlimits, spec
 from latticed.sandbox.host_facts import Probed
 
 INTERPRETERS = {"python3": "/usr/bin/python3", "sh": "/bin/sh"}
@@ -54,24 +52,6 @@ def spec_of(
         )
         chosen = levels.Chosen(level=levels.Level.of(level), features=frozenset(features))
         yield spec.build(request, chosen, on or probed())
-
-
-def launchers_path(made: spec.ChildSpec) -> int:
-    """The address of the empty path by which the launcher of this child executes its program; 0 of a stub, where it is
-    another one each time.
-    """
-    found = [0]
-    real = call_program.Calls.call
-
-    def call(calls: Any, name: str, *arguments: Any, **more: Any) -> None:
-        if name == "execveat":
-            found.extend(struct.unpack_from("<Q", calls._image, calls.constant(arguments[1]).place))
-        real(calls, name, *arguments, **more)
-
-    launch_calls._made.cache_clear()
-    with mock.patch.object(call_program.Calls, "call", call):
-        launch_calls.executable(made.plan)
-    return found[-1]
 
 
 class Heard(asyncio.Protocol):

@@ -69,7 +69,7 @@ def run(
     if without is not None:
         before = ["setpriv", f"--bounding-set=-{without}", f"--inh-caps=-{without}"]
     orders = {"runs": list(runs), "refuse": refuse, "cgroup": str(cgroup) if cgroup else None, "together": together}
-    orders |= {"stub": stub}
+    orders |= {"stub": stub, "launchers": (HERE / "launchers.py").read_text()}
     source = (HERE / "confined_driver.py").read_text()
     ids = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
     found = subprocess.run(

@@ -8,10 +8,13 @@ import resource
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from latticed.bundle.read import ReadLimits
 from latticed.catalog import root as roots
+from latticed.catalog import scanner
 from latticed.catalog.directory import Directory
 from latticed.catalog.dirty_names import DirtyNames
 from latticed.catalog.scanner import Listing
@@ -357,3 +360,40 @@ def _foreign_directory(tmp_path: Path) -> Path:
     plugins.mkdir()
     os.chown(plugins, forks.NOBODY, forks.NOBODY)
     return plugins
+
+
+async def test_listing_that_ends_too_late_ends_no_watch_of_what_came_since(
+    plugins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given up, and knows nothing of what has come."""
+    bundles.drop(plugins, "demo", author=ACME)
+    catalogs.age(plugins)
+    hang, go, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def looked_at(entry: os.DirEntry[str], real: Any = scanner._may_be_directory) -> bool:
+        if hang.is_set():
+            go.wait(30)
+        return bool(real(entry))
+
+    def listed(*given: Any, real: Any = scanner.list_names, **named: Any) -> Listing:
+        late = hang.is_set()
+        found: Listing = real(*given, **named)
+        if late:
+            ended.set()
+        return found
+
+    monkeypatch.setattr(scanner, "_may_be_directory", looked_at)
+    monkeypatch.setattr(scanner, "list_names", listed)
+    watch = WatchSettings(quiet_s=0.05, max_wait_s=0.5, rescan_s=86_400.0)
+    async with catalogs.watching(plugins, ACME, watch=watch, limits=ReadLimits(deadline_s=0.2)) as seen:
+        directory = directory_of(seen)
+        hang.set()
+        seen.catalog.rescan()
+        await until(lambda: directory._problem)
+        hang.clear()
+        new = bundles.drop(plugins, "new", author=ACME, id="acme.new")
+        await until(lambda: seen.code("plugins/new") == "verified")
+        go.set()
+        assert await asyncio.to_thread(ended.wait, 30)
+        bundles.tamper(new.artifact_path)
+        await until(lambda: seen.code("plugins/new") == "digest_mismatch")

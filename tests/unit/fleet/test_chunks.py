@@ -219,6 +219,8 @@ class TestSpool:
                 second.write(bytes(2 << 20))
                 first.write(bytes(1 << 20))
                 assert sum(one.stat().st_size for one in directory.iterdir()) == 4 << 20
+        for age, number in enumerate((1, 2), 1):
+            os.utime(directory / f"{number:064x}.part", (age, age))
         with spool.begin(f"{4:064x}"):
             left = {one.name for one in directory.iterdir()}
         assert left == {f"{2:064x}.part", f"{4:064x}.part"}

@@ -63,7 +63,7 @@ AGAIN = """
 import asyncio, sys
 from latticed.processes import child
 from latticed.sandbox import launch_calls
-from tests.house import children
+from tests.house import children, launchers
 
 async def main():
     if sys.argv[2:]:
@@ -73,7 +73,7 @@ async def main():
         for who in ("leader", "thread"):
             how = {"level": level, "features": ("threads",)}
             with children.spec_of(program, **how) as made:
-                words = (hex(children.launchers_path(made)), str(made.plan["exec_fd"]), who)
+                words = (hex(launchers.launchers_path(made)), str(made.plan["exec_fd"]), who)
             heard = children.Heard()
             with children.spec_of(program, args=words, **how) as made:
                 kept.append(await child.spawn(made, on_exit=print, stdout=heard, stderr=children.Heard()))

@@ -195,6 +195,23 @@ async def test_health_is_asked_while_an_invocation_is_under_way(tmp_path):
             await hanging
 
 
+async def test_health_check_takes_no_place_of_an_invocation(tmp_path):
+    said = []
+    async with instance(tmp_path, SlowGate(), said, artifact=UNWELL, invoke_timeout_s=30) as plugin:
+        most = plugin._spec.invoking.at_once
+        hanging = [asyncio.ensure_future(plugin.invoke("hang", None)) for _ in range(most - 1)]
+        asking = asyncio.ensure_future(plugin.check())
+        await in_process.until(lambda: len(plugin._running) == most, "all to be under way")
+        hanging.append(asyncio.ensure_future(plugin.invoke("hang", None)))
+        assert (await asking).message == "broken"
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in hanging)
+        with pytest.raises(Problem, match="at a time"):
+            await plugin.invoke("hang", None)
+        await plugin.stop(0)
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+
 NEVER_DESCRIBES = b"""#!/usr/bin/env python3
 import signal, sys, time
 
