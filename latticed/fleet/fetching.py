@@ -128,6 +128,8 @@ class Fetching:
         """Fetch it from its next source. One that none has is said to be missing, and the node asks again."""
         sha256 = needed.message.sha256
         reason = await self._not_fetched(needed)
+        if self._needed.get(sha256) is not needed:
+            return  # nobody needs it any more, or it was asked for anew
         del self._needed[sha256]
         needed.tried += 1
         if not reason:

@@ -101,15 +101,17 @@ class Spool:
         found = []
         with os.scandir(self._directory) as entries:
             for entry in entries:
-                if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    found.append((status.st_mtime_ns, entry.name, status.st_size))
+                with contextlib.suppress(FileNotFoundError):  # another bundle is whole just now, or taken
+                    if _OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        status = entry.stat(follow_symlinks=False)
+                        found.append((status.st_mtime_ns, entry.name, status.st_size))
         used = sum(size for _, _, size in found)
         for _, name, size in sorted(found):
             if used + coming <= self._most_bytes:
                 return
             if name not in self._begun:
-                os.unlink(self._directory / name)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._directory / name)
                 used -= size
 
 

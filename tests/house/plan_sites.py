@@ -77,13 +77,16 @@ class PlanSite:
 
 
 def _of_files(top: Path) -> Iterator[bytes]:
-    """What is in each file below `top`."""
-    for one in top.rglob("*"):
-        try:
-            if one.is_file():
-                yield one.read_bytes()
-        except FileNotFoundError:  # of the backup: the daemon removes it once it was sent
-            continue
+    """What is in each file below `top`. Files and directories may go meanwhile: the daemon removes a backup once it was
+    sent.
+    """
+    for folder, _, names in os.walk(top):  # unlike rglob, it goes on where a directory is gone
+        for one in (Path(folder) / name for name in names):
+            try:
+                if one.is_file():
+                    yield one.read_bytes()
+            except FileNotFoundError:
+                continue
 
 
 def _of_processes(kind: str) -> Iterator[bytes]:

@@ -242,12 +242,11 @@ class FleetCore:
         return True
 
     async def forget_intents(self, intents: Collection[str]) -> None:
-        """Keep these no longer. Problem store_unavailable."""
-        async with self.changing:
-            await self.write(lambda connection: store.drop_intents(connection, intents))
-            self.shelf = self.shelf.without(intents)
-            for one in intents:
-                self.sources.pop(one, None)
+        """Keep these no longer; called with `changing` held. Problem store_unavailable."""
+        await self.write(lambda connection: store.drop_intents(connection, intents))
+        self.shelf = self.shelf.without(intents)
+        for one in intents:
+            self.sources.pop(one, None)
 
     async def learn_document(self, envelope: bytes) -> None:
         """Keep a document if an operator of this fleet signed it."""

@@ -610,6 +610,8 @@ class Leader:
             # What was revoked last is told first.
             self._told, self._turn = told, 0
             self._due["turn"] = time.monotonic() + self._periods.turn_s
+            # Whom a list touched that came in the middle of a round was told another one in that round.
+            self._core.touched.update(self._core.assignments)
         turns = assigning.turns(self._core.shelf)
         if turns > 1 and self._is_due("turn", self._periods.turn_s):
             self._turn += 1

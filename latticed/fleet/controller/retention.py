@@ -107,10 +107,11 @@ def outdated_intents(core: FleetCore, *, before_s: int) -> frozenset[str]:
 
 async def drop_intents(core: FleetCore, *, keep_s: int) -> None:
     """Drop intents that are outdated here; each controller does. Problem store_unavailable."""
-    found = await asyncio.to_thread(outdated_intents, core, before_s=core.now_s() - keep_s)
-    if found:
-        await core.forget_intents(found)
-        log.info("intents_dropped", intents=len(found))
+    async with core.changing:  # the thread goes through what the loop changes
+        found = await asyncio.to_thread(outdated_intents, core, before_s=core.now_s() - keep_s)
+        if found:
+            await core.forget_intents(found)
+            log.info("intents_dropped", intents=len(found))
 
 
 async def drop(core: FleetCore, leader: Leader, bundles: Path, *, keep_s: int) -> Outdated:
