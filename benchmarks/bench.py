@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 SYSTEM_PYTHON: Final = "/usr/bin/python3"
 _PACKAGE: Final = ("latticed", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+_GO_PACKAGES: Final = Path("/usr/share/gocode")
+"""Where Debian keeps the sources of Go's packages."""
 _SUPERVISOR: Final = ("supervisor>=4.2", "setuptools<81")  # supervisor asks setuptools for pkg_resources
 
 
@@ -61,17 +63,31 @@ class Bench:
 
     def compiled(self, name: str, *options: str) -> Path:
         """The program of `references/<name>.c`; Unavailable when it cannot be compiled here."""
-        target = self.work / name
+        compiler = shutil.which("cc")
+        if compiler is None:
+            raise Unavailable("there is no C compiler (cc)")
+        return self._built(f"{name}.c", (compiler, "-O2"), options)
+
+    def go_plugin(self) -> Path:
+        """The program of `references/go_plugin.go`; Unavailable without Go, go-plugin and gRPC as Debian packs them."""
+        compiler = shutil.which("go")
+        if compiler is None:
+            packages = "golang-go golang-github-hashicorp-go-plugin-dev golang-google-grpc-dev"
+            raise Unavailable(f"there is no Go: apt-get install {packages}")
+        env = {"GO111MODULE": "off", "GOPATH": str(_GO_PACKAGES), "GOCACHE": str(self.work / "go-cache")}
+        return self._built("go_plugin.go", (compiler, "build"), (), env)
+
+    def _built(
+        self, source: str, compiler: tuple[str, ...], options: tuple[str, ...], env: dict[str, str] | None = None
+    ) -> Path:
+        target = self.work / Path(source).stem
         if not target.exists():
-            compiler = shutil.which("cc")
-            if compiler is None:
-                raise Unavailable("there is no C compiler (cc)")
-            source = Path(__file__).parent / "references" / f"{name}.c"
             fresh = target.with_suffix(".new")
+            path = Path(__file__).parent / "references" / source
             try:
-                _run(compiler, "-O2", "-o", str(fresh), str(source), *options)
+                _run(*compiler, "-o", str(fresh), str(path), *options, env=env)
             except subprocess.CalledProcessError as error:
-                raise Unavailable(f"{name}.c does not compile: are the headers that it includes there?") from error
+                raise Unavailable(f"{source} does not compile: is all that it names there?") from error
             fresh.rename(target)
         return target
 
@@ -116,5 +132,7 @@ def say(what: str) -> None:
     sys.stderr.flush()
 
 
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd="/")
+def _run(*command: str, env: dict[str, str] | None = None) -> None:
+    subprocess.run(
+        command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, cwd="/", env={**os.environ, **(env or {})}
+    )

@@ -1,19 +1,22 @@
-"""P5: a host call of a confined child in Python, recorded before it is answered, beside a bare echo."""
+"""P5: a host call of a confined child in Python, recorded before it is answered, beside a bare echo and go-plugin."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
+import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks import living, rows
-from benchmarks.bench import system_python
+from benchmarks import living, processes, rows
+from benchmarks.bench import Unavailable, say, system_python
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from benchmarks.bench import Bench
 
@@ -80,19 +83,83 @@ def measure(bench: Bench) -> list[rows.Row]:
         raws = rows.interleave(lambda: raw(_GET, 1), lambda: echoed(1), count=bench.pairs)
         deep = rows.interleave(lambda: raw(_GET, DEPTH), lambda: echoed(DEPTH), count=bench.pairs)
         where = home.sandbox
+        go_rows = _beside_go(bench, lambda depth: raw(_GET, depth), (os.getpid(), home.runtime("acme.raw").pid), count)
     return [
         _alone(f"kv.get by the SDK in a child ({where}), recorded before it is answered", gets),
         _alone("log.write, the same", logs),
         _alone("kv.get by JSON-RPC itself, the same", raws, wanted_s=MAX_S),
         _pipelined(deep),
-        # Go is not at hand, so these are only named: HashiCorp's go-plugin over gRPC, as published, on another machine.
-        rows.Row(
-            target="P5",
-            what="a call of go-plugin over gRPC, not recorded; one alone, and many under way",
-            ours="-",
-            reference="82–112 µs, 40,000–77,000/s, as published",
-        ),
+        *go_rows,
     ]
+
+
+def _beside_go(bench: Bench, ours: Callable[[int], float], pids: tuple[int, ...], count: int) -> list[rows.Row]:
+    """The same calls beside go-plugin's over gRPC. `ours` gives the seconds of one call; `pids` are both its ends."""
+    try:
+        program = bench.go_plugin()
+    except Unavailable as missing:
+        say(f"P5 beside go-plugin's published figures: {missing}")
+        return [
+            rows.Row(
+                target="P5",
+                what="a call of go-plugin over gRPC, not recorded; one alone, and many under way",
+                ours="-",
+                reference="82–112 µs, 40,000–77,000/s, as published",
+            )
+        ]
+    found = []
+    with _go_plugin(program) as (go, go_pids):
+        for depth, each, what in ((1, count, "one alone"), (DEPTH, 20 * count, f"{DEPTH} under way")):
+            mine, theirs = partial(ours, depth), partial(go, each, depth)
+            theirs()  # the first calls open the connection
+            took = rows.interleave(mine, theirs, count=bench.pairs)
+            cpu = rows.interleave(partial(_cpu_s, pids, mine), partial(_cpu_s, go_pids, theirs), count=bench.pairs)
+            found += [
+                _beside_one(f"kv.get by JSON-RPC itself, {what}: time of each", took),
+                _beside_one(f"kv.get by JSON-RPC itself, {what}: CPU of both ends for each", cpu),
+            ]
+    return found
+
+
+def _cpu_s(pids: tuple[int, ...], run: Callable[[], float]) -> float:
+    """Seconds of CPU that these processes took for each call, where `run` makes many and gives the seconds of each."""
+    before_s, began_s = sum(map(processes.cpu_s, pids)), time.perf_counter()
+    each_s = run()
+    took_s = time.perf_counter() - began_s
+    return (sum(map(processes.cpu_s, pids)) - before_s) / took_s * each_s
+
+
+def _beside_one(what: str, pairs: rows.Pairs) -> rows.Row:
+    ratio, met = rows.at_most(pairs, 1.0)
+    return rows.Row(
+        target="P5",
+        what=what,
+        ours=rows.seconds(pairs.our_median),
+        reference=f"{rows.seconds(pairs.their_median)} go-plugin over gRPC, not recorded",
+        ratio=ratio,
+        wanted="≤ 1×",
+        met=met,
+        samples=rows.samples(pairs),
+    )
+
+
+@contextlib.contextmanager
+def _go_plugin(program: Path) -> Iterator[tuple[Callable[[int, int], float], tuple[int, int]]]:
+    """A host of go-plugin's with its plugin; asked for so many calls at such a depth, it gives the seconds of one."""
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        writing, reading = process.stdin, process.stdout
+        assert writing is not None
+        assert reading is not None
+        pid = int(reading.readline())
+
+        def ask(count: int, depth: int) -> float:
+            writing.write(f"{count} {depth}\n")
+            return float(reading.readline()) / count
+
+        try:
+            yield ask, (process.pid, pid)
+        finally:
+            writing.close()
 
 
 def _alone(what: str, pairs: rows.Pairs, *, wanted_s: float | None = None) -> rows.Row:
