@@ -29,10 +29,10 @@ _PAUSE_S: Final = 0.1
 _AGAIN_S: Final = 55.0
 """Until a bundle is asked for again: a look is not always a whole `RECONCILE_S` after the last."""
 _LONGEST_S: Final = 3_600.0
-_SPOILT: Final = frozenset(
-    {"not_found", "import_invalid", "import_mismatch", "changed_while_reading", "digest_mismatch", "foreign_owner"}
-)
+_SPOILT: Final = frozenset({"not_found", "import_invalid", "changed_while_reading", "digest_mismatch", "foreign_owner"})
 """Codes of an import after which the file in the spool is of no use."""
+_ANOTHER: Final = "import_mismatch"
+"""Code of one whose file is whole, and holds another bundle than is wanted: the same file would each time."""
 _UNREACHABLE: Final = frozenset({"unreachable", "socket_denied", "socket_foreign"})
 
 log = logs.get_logger()
@@ -51,6 +51,7 @@ class Bundles:
         self._awaited: set[str] = set()
         self._spoilt: dict[str, int] = {}  # how often
         self._anew: set[str] = set()  # spoilt, and not asked for since
+        self._others: dict[tuple[str, str], str] = {}  # by plugin and file: why it is not the bundle that is wanted
 
     def came(self, sha256: str) -> bool:
         """It is in the spool; False when nobody waits for it."""
@@ -80,6 +81,15 @@ class Bundles:
             self._spoilt[sha256] = self._spoilt.get(sha256, -1) + 1
             self._anew.add(sha256)
 
+    def other(self, plugin_id: str, sha256: str, reason: str) -> None:
+        """The file holds another bundle than is wanted of this plugin: it is not taken, nor fetched, for it again."""
+        with self._lock:
+            self._others[plugin_id, sha256] = reason
+
+    def why_other(self, plugin_id: str, sha256: str) -> str:
+        with self._lock:
+            return self._others.get((plugin_id, sha256), "")
+
     def is_here(self, sha256: str) -> bool:
         with self._lock:
             return sha256 in self._here
@@ -104,12 +114,16 @@ class Bundles:
             return messages.BundleNeeded(sha256=sha256, urls=urls, anew=anew)
 
     def forget(self) -> None:
-        """Something new was taken up: ask anew. What is in the spool stays."""
+        """Something new was taken up: ask anew. What is in the spool stays, unless it was another bundle."""
         with self._lock:
             self._asked.clear()
             self._awaited.clear()
             self._missing.clear()
             self._spoilt.clear()
+            others = {sha256 for _, sha256 in self._others}
+            self._others.clear()
+            self._here -= others
+            self._anew |= others
 
 
 class Convergence:
@@ -197,6 +211,8 @@ class Convergence:
         match step:
             case planning.Blocked():
                 return step
+            case planning.Take() if reason := self.bundles.why_other(step.plugin, step.sha256):
+                return planning.Blocked(plugin=step.plugin, code="bundle_unknown", reason=reason)
             case planning.Take() if not self.bundles.is_here(step.sha256):
                 if (needed := self.bundles.ask(step.sha256, step.urls)) is not None:
                     self._send(needed)
@@ -215,13 +231,17 @@ class Convergence:
         except Problem as problem:
             if problem.code in _UNREACHABLE:
                 raise
-            if step.parts == ("market", "import") and problem.code in _SPOILT:
+            code = problem.code
+            if step.parts == ("market", "import") and code in _SPOILT:
                 self.bundles.spoilt(str(step.body["sha256"]))
+            if step.parts == ("market", "import") and code == _ANOTHER:
+                self.bundles.other(step.plugin, str(step.body["sha256"]), problem.reason)
+                code = "bundle_unknown"
             # Once: it is tried again at each look.
             if self._told.get(step.plugin) != problem.code:
                 self._told[step.plugin] = problem.code
                 self._record.say("fleet.refused", step.plugin, problem.code, problem.reason)
-            return planning.Blocked(plugin=step.plugin, code=problem.code, reason=problem.reason)
+            return planning.Blocked(plugin=step.plugin, code=code, reason=problem.reason)
         log.info("fleet_asked", plugin=step.plugin, request=target)
         self._told.pop(step.plugin, None)
         self._record.say("fleet.asked", step.plugin, "", target)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 INVOCATION_S: Final = 3_600
 """Seconds that an invocation may be valid for: nonces are remembered for so long."""
 MAX_NONCES: Final = 10_000
+_MOST_HAD: Final = 16
+"""Intents of which it is remembered what a node had under them, beside those that it may go back to at once."""
 MAX_REVOKED: Final = 20_000
 """Keys and intents that are remembered as revoked: only operators add to them."""
 
@@ -61,8 +63,8 @@ class NodeState(Struct, frozen=True, kw_only=True):
     that was taken up, whose SHA-256 is `assignment`. `highest`: the highest generation of an intent that it has ever
     taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is carried out
     no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told. `had`: by the SHA-256 of
-    the present intent and of those that it names in `back_to`, which identity of a plugin, of which that intent has a
-    range, was as wanted last.
+    an intent, the one taken up last at the end, which identity of a plugin, of which that intent has a range, was as
+    wanted last.
     """
 
     fleet: str
@@ -247,9 +249,17 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         highest=max(state.highest, intent.generation),
         present=present,
         settled=frozenset(),
-        had={name: of for name, of in state.had.items() if name in {signed.sha256, *intent.back_to}},
+        had=_remembered(state.had, signed),
     )
     return fresh, TakenUp(generation=wanted.generation)
+
+
+def _remembered(had: dict[str, dict[str, str]], signed: Signed) -> dict[str, dict[str, str]]:
+    """What is kept of `had` once this intent is taken up: from those that it names there may be further steps back."""
+    before = {name: of for name, of in had.items() if name != signed.sha256}
+    kept = {*signed.document.back_to, *list(before)[-_MOST_HAD:]}
+    found = {name: of for name, of in before.items() if name in kept}
+    return {**found, signed.sha256: had[signed.sha256]} if signed.sha256 in had else found
 
 
 def _plugins(state: NodeState, signed: Signed) -> tuple[WantedPlugin, ...]:

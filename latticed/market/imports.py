@@ -105,7 +105,7 @@ class BundleImporter:
         finally:
             await asyncio.to_thread(archive.close)
         if wanted.sha256 and sha256 != wanted.sha256:
-            raise _mismatch("the file's SHA-256", wanted.sha256, sha256)
+            raise _invalid(wanted.name, f"expected its SHA-256 to be {wanted.sha256}, found {sha256}")
         # As the scanner will: both files read again, from the copy, under the policy of now.
         whole = await asyncio.to_thread(installer.verdict, staged)
         if isinstance(whole, Refused):
@@ -291,7 +291,7 @@ def _mismatch(what: str, expected: str, found: str) -> Problem:
     return Problem(
         "import_mismatch",
         f"expected {what} to be {expected[:64]}, found {found or 'none'}",
-        "it is another one: fetch it anew",
+        "name the file of that bundle",
     )
 
 

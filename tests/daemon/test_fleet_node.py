@@ -107,6 +107,22 @@ def test_back_is_to_the_release_that_was_there_whatever_ranges_have(host, before
     assert host.settled(last).plugins[0].version == "1.0.0"
 
 
+def test_release_to_go_back_to_that_is_nowhere_any_more_is_told(host):
+    """The daemon keeps three beside the present one. A controller names the newest bundle of the range."""
+    name, intents = "acme.gone", []
+    made = [host.bundle(name, version=f"1.{n}.0", artifact=bundles.ARTIFACT + b"#\n" * n) for n in range(5)]
+    for number, bundle in enumerate(made):
+        wanted = host.wanted(bundle, versions=f">=1.{number}", identity=None, publisher="acme")
+        intents.append(host.intent(wanted, back_to=tuple(documents.name_of(one) for one in intents[:1])))
+        host.desire(intents[-1], bundle)
+        assert host.settled(intents[-1]).plugins[0].version == f"1.{number}.0"
+    asked = len(host.asked)
+    host.desire(intents[0], made[-1])
+    for _ in range(3):
+        status = host.until(lambda found: code_of(found, name) == "bundle_unknown", "that it is nowhere")
+    assert (status.plugins[0].version, len(host.asked)) == ("1.4.0", asked)
+
+
 def test_host_risk_takes_the_operators_word_in_the_intent(host):
     bundle = host.bundle("acme.reach", capabilities=["http:egress"], egress={"hosts": ["api.example.org:443"]})
     bare = host.intent(host.wanted(bundle))
@@ -204,13 +220,13 @@ def test_bundle_that_is_not_what_the_intent_says_is_never_taken(host):
     )
     intent = host.intent(host.wanted(right))
     host.desire(intent, bundles=(host.source(wrong),))
-    host.until(lambda found: code_of(found, "acme.swapped") == "import_mismatch", "a refusal")
+    host.until(lambda found: code_of(found, "acme.swapped") == "bundle_unknown", "a refusal")
     assert host.daemon.plugin("acme.swapped") is None
     # A link that puts other bytes there than it says.
     sources = [host.source(one) for one in (right, wrong)]
     host.tars[sources[0].sha256], kept = host.tars[sources[1].sha256], host.tars[sources[0].sha256]
     host.desire(intent, bundles=(sources[0],))
-    host.until(lambda found: code_of(found, "acme.swapped") == "import_mismatch", "a refusal")
+    host.until(lambda found: code_of(found, "acme.swapped") == "bundle_unknown", "a refusal")
     assert host.daemon.plugin("acme.swapped") is None
     host.tars[sources[0].sha256] = kept
     host.desire(intent, bundles=(sources[0],))

@@ -89,6 +89,8 @@ def test_bundle_is_taken_in_and_becomes_the_candidate_of_what_runs(spool):
     """As after an install of a source: verified, nothing granted; a newer one is a candidate, an older is refused."""
     plugin_id, members = spool.bundle(version="1.0.0")
     data = archive(members)
+    assert spool.take(spool.put(data), sha256="0" * 64) == "import_invalid"
+    assert spool.placed(plugin_id) is None
     taken = spool.take(spool.put(data), sha256=hashlib.sha256(data).hexdigest())
     assert (taken["id"], taken["version"], taken["source"]) == (plugin_id, "1.0.0", "")
     steps = [one["step"] for one in taken["steps"]]

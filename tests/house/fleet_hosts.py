@@ -73,6 +73,7 @@ class FleetHost:
         self.statuses: list[documents.NodeStatus] = []
         self.events: list[messages.NewEvent] = []
         self.answers: dict[int, documents.InvocationResult] = {}
+        self.asked: list[str] = []
         self.acknowledging = True
         self.serving = True
         self.withheld: set[str] = set()
@@ -198,8 +199,10 @@ class FleetHost:
                     self.events.append(message)
                     if self.acknowledging:
                         self.send(messages.EventTaken(number=message.number))
-                case messages.BundleNeeded() if message.sha256 not in self.withheld:
-                    self.serve(message.sha256)
+                case messages.BundleNeeded():
+                    self.asked.append(message.sha256)
+                    if message.sha256 not in self.withheld:
+                        self.serve(message.sha256)
                 case messages.InvocationDone():
                     signed = documents.read(message.document, documents.InvocationResult)
                     assert signed.key == self.fleet.node_key

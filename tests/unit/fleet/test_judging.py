@@ -81,8 +81,29 @@ def test_back_is_to_what_the_node_had_also_where_a_range_has_the_newer_one_too()
     assert which(again) == which(back)
     # What is new is as it was signed; of what it never was as wanted under there is the range.
     third = taken(again, FLEET.desired(5, intent=ranged(4, ">=0.3")))
-    assert (which(third)[0], third.had) == ((None, ">=0.3", "acme"), {})
+    assert which(third)[0] == (None, ">=0.3", "acme")
     assert which(taken(state, FLEET.desired(3, intent=other)))[0] == (None, ">=0.1", "acme")
+
+
+def test_each_step_back_is_to_what_the_node_had_then():
+    """Each intent names the one before it alone."""
+    state, intents = FLEET.state(), []
+    for number in range(1, 10):
+        before = tuple(documents.name_of(one) for one in intents[-1:])
+        intents.append(ranged(number, f">=0.{number}", back_to=before))
+        state = as_it_was(taken(state, FLEET.desired(number, intent=intents[-1])), str(number) * 64)
+    for number in range(8, 0, -1):
+        state = taken(state, FLEET.desired(20 - number, intent=intents[number - 1]))
+        assert which(state)[0] == (str(number) * 64, None, None)
+
+
+def test_what_a_node_had_is_kept_for_a_bounded_number_of_intents():
+    state, first = FLEET.state(), ranged(1, "*")
+    for number in range(1, 100):
+        intent = ranged(number, "*", back_to=(documents.name_of(first),) if number > 1 else ())
+        state = as_it_was(taken(state, FLEET.desired(number, intent=intent)), f"{number:064x}")
+    assert len(state.had) <= 18
+    assert which(taken(state, FLEET.desired(100, intent=first)))[0] == (f"{1:064x}", None, None)
 
 
 def test_an_intent_may_be_assigned_again():

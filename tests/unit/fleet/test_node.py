@@ -105,7 +105,7 @@ def test_bundle_that_is_nowhere_is_not_asked_for_in_a_circle(beside):
 
 def test_file_that_is_not_the_bundle_is_not_imported_in_a_circle(beside):
     """By a link that says again and again that it is here."""
-    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
+    beside.daemon.refuses["market"] = Problem("import_invalid", "expected another file")
     beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
     for _ in range(5):
         beside.node.converge()
@@ -115,7 +115,7 @@ def test_file_that_is_not_the_bundle_is_not_imported_in_a_circle(beside):
 
 def test_file_that_is_not_the_bundle_is_asked_for_anew(beside, monkeypatch):
     """As it was damaged on the disk: the link has it, and would say so at once."""
-    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
+    beside.daemon.refuses["market"] = Problem("import_invalid", "expected another file")
     beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
     clock = convergence.time.monotonic()
     for minute in range(3):
@@ -137,7 +137,7 @@ def test_link_is_told_that_what_was_needed_before_is_not_any_more(beside):
 
 def test_file_that_is_never_the_bundle_is_fetched_ever_more_rarely(beside, monkeypatch):
     """Who stole a controller assigns a file that is not what the operator signed: hosts do not fetch on and on."""
-    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another file")
+    beside.daemon.refuses["market"] = Problem("import_invalid", "expected another file")
     beside.node.received(messages.NewDesired(document=beside.desire(1, 1)))
     clock = convergence.time.monotonic()
     for minute in range(24 * 60):
@@ -145,6 +145,35 @@ def test_file_that_is_never_the_bundle_is_fetched_ever_more_rarely(beside, monke
         beside.node.converge()
         beside.node.received(messages.BundleHere(sha256="0" * 64))
     assert 25 <= len(beside.needed()) <= 35
+
+
+def test_bundle_that_is_another_one_than_is_wanted_is_fetched_once(beside, monkeypatch):
+    """The file is whole: to fetch it anew brings the same. What is assigned anew is looked at anew."""
+    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected the identity to be 1, found 2")
+    clock = convergence.time.monotonic()
+    for generation in (1, 2):
+        beside.node.received(messages.NewDesired(document=beside.desire(generation, 1)))
+        for minute in range(180):
+            monkeypatch.setattr(convergence.time, "monotonic", lambda minute=minute: clock + 60 * minute)
+            beside.node.converge()
+            beside.node.received(messages.BundleHere(sha256="0" * 64))
+        assert len(beside.needed()) == len(beside.daemon.asked) == generation
+        (row,) = beside.status().plugins
+        assert (row.code, row.reason) == ("bundle_unknown", "expected the identity to be 1, found 2")
+    assert [one.anew for one in beside.sent if isinstance(one, messages.BundleNeeded)] == [False, True]
+
+
+def test_bundle_that_another_plugin_was_assigned_too_is_taken_by_whose_it_is(beside):
+    beside.daemon.refuses["market"] = Problem("import_mismatch", "expected another plugin")
+    plugins = tuple(fleets.plugin(one, identity=None, versions="*", publisher="acme") for one in ("acme.a", "acme.b"))
+    bundles = tuple(documents.BundleSource(id=one.id, sha256="0" * 64, urls=()) for one in plugins)
+    intent = beside.fleet.intent(1, plugins=plugins)
+    beside.node.received(messages.NewDesired(document=beside.fleet.desired(1, intent=intent, bundles=bundles)))
+    beside.node.converge()
+    beside.node.received(messages.BundleHere(sha256="0" * 64))
+    for _ in range(3):
+        beside.node.converge()
+    assert len(beside.daemon.asked) == 2  # once for each
 
 
 def test_assignments_without_end_are_taken_up_and_looked_for_at_a_bounded_pace(beside, monkeypatch):
