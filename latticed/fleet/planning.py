@@ -9,6 +9,7 @@ operator's signature; a plan is never approved, as there is no step for it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -45,7 +46,8 @@ class Candidate(Version, frozen=True, kw_only=True):
 class Has(Struct, frozen=True, kw_only=True):
     """What the daemon has of one plugin; `status` is empty without a record. `config` is null where none is set, or it
     cannot have one; `secrets` are those bound to it. `withheld` (`kind=value`) and `withheld_hosts`: what its manifest
-    asks for and was not accepted; `declares_hosts`: whether no others can be granted. `features` and `limits` were.
+    asks for and was not accepted; `declares_hosts`: whether no others can be granted. `features`, `level` and `limits`
+    were; `usual_level` and `usual_limits` are the settings' own, for those that are left to them.
     """
 
     id: str
@@ -64,7 +66,10 @@ class Has(Struct, frozen=True, kw_only=True):
     withheld_hosts: tuple[str, ...] = ()
     declares_hosts: bool = True
     features: frozenset[str] = frozenset()
+    level: str = ""
     limits: dict[str, int] = {}
+    usual_level: str = "isolated"
+    usual_limits: dict[str, int] = {}
     config: dict[str, Any] | None = None
     secrets: frozenset[str] = frozenset()
 
@@ -229,6 +234,8 @@ def _ungranted(has: Has, terms: Iterable[tuple[str, str]]) -> Iterator[str]:
                 missing = _slashed(word) not in prefixes or _slashed(word) in withheld
             case "limit":
                 missing = word in has.withheld or _raises(has, value)
+            case "level":
+                missing = word in has.withheld or _weakens(has, value)
             case _:
                 missing = word in has.withheld and kind not in consents.AT_UPGRADE
         if missing:
@@ -236,13 +243,27 @@ def _ungranted(has: Has, terms: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 
 def _raises(has: Has, limit: str) -> bool:
-    """Whether `name:number` is more than was accepted, and less than what the manifest asks for."""
+    """Whether `name:number` is more than was accepted, and no more than what the manifest asks for."""
     name, _, number = limit.partition(":")
-    now = has.limits.get(name)
-    if now is None or not number.isdecimal():
-        return False
-    asked = (one.removeprefix(f"limit={name}:") for one in has.withheld)
-    return any(now < int(number) < int(one) for one in asked if one.isdecimal())
+    usual = float(has.usual_limits.get(name, math.inf))
+    now = has.limits.get(name, usual)
+    asked = [one.removeprefix(f"limit={name}:") for one in has.withheld if one.startswith(f"limit={name}:")]
+    return any(now < _bound(number, usual) <= _bound(one, usual) for one in asked)
+
+
+def _bound(number: str, usual: float) -> float:
+    return float(number) if number.isdecimal() else usual
+
+
+def _weakens(has: Has, level: str) -> bool:
+    """Whether a level is weaker than was accepted, and no weaker than what the manifest asks for."""
+    asked = [one.removeprefix("level=") for one in has.withheld if one.startswith("level=")]
+    return any(_rank(has, one) <= _rank(has, level) < _rank(has, has.level) for one in asked)
+
+
+def _rank(has: Has, level: str) -> int:
+    named = level if level not in {"", "default"} else has.usual_level
+    return consents.LEVELS.index(named) if named in consents.LEVELS else -1
 
 
 def _slashed(prefix: str) -> str:
@@ -280,7 +301,7 @@ def view(
 ) -> Has:
     """What the daemon has of a plugin, by its answers; KeyError or TypeError for answers of another form."""
     plugin, grants = report["plugin"], report["grants"]
-    accepted = grants["accepted"] or {"features": (), "limits": {}}
+    accepted = grants["accepted"] or {"features": (), "level": "", "limits": {}}
     publisher = str(plugin.get("publisher") or "")
     found = plugin.get("candidate")
     candidate = None
@@ -314,7 +335,10 @@ def view(
         withheld_hosts=tuple(grants["withheld_hosts"]),
         declares_hosts=bool(grants["declares_hosts"]),
         features=frozenset(accepted["features"]),
+        level=str(accepted["level"]),
         limits=dict(accepted["limits"]),
+        usual_level=str(grants["usual"]["level"]),
+        usual_limits=dict(grants["usual"]["limits"]),
         config=config["config"] if config is not None and config["is_set"] else None,
         secrets=frozenset(str(one["name"]) for one in secrets if plugin_id in one["plugins"]),
     )

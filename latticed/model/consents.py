@@ -50,8 +50,8 @@ LIMITS: Final = (
 """The limits of a manifest that can be named; a copy, so that latticectl need not import the manifest's types."""
 _LIMIT: Final = re.compile(rf"(?:{'|'.join(LIMITS)}):(?:[1-9][0-9]{{0,14}}|default)", re.ASCII)
 """At most 15 digits: exact in JSON for every reader."""
-_LEVELS: Final = frozenset({"filtered", "isolated", "dedicated", "default"})
-"""Without `open`, which only the permit `sandbox=open` gives."""
+LEVELS: Final = ("filtered", "isolated", "dedicated")
+"""Those that can be named, the weakest first; without `open`, which only the permit `sandbox=open` gives."""
 
 
 class BadConsent(ValueError):
@@ -142,7 +142,7 @@ def _check_permit(text: str) -> None:
 
 def _term(kind: str, value: str) -> str:
     """The value of a term in normal form; BadConsent for one that the kind does not take."""
-    fits = {"limit": _LIMIT.fullmatch(value) is not None, "level": value in _LEVELS}.get(kind, True)
+    fits = {"limit": _LIMIT.fullmatch(value) is not None, "level": value in {*LEVELS, "default"}}.get(kind, True)
     if not fits or (not value and kind != "args"):
         raise BadConsent(f"expected {({**KINDS, **AT_UPGRADE})[kind]}; found {f'{kind}={value}'[:80]!r}")
     # As `accepted.interpreter_of` writes it, so that the two compare equal.

@@ -202,9 +202,17 @@ class AcceptedView(TypedDict):
     schedules: list[str]
 
 
+class UsualView(TypedDict):
+    """What the settings give where it is left to them; a limit that is absent is none."""
+
+    level: str
+    limits: dict[str, int]
+
+
 class GrantsView(TypedDict):
     """What a plugin declares, and what of it the operator granted and accepted; `withheld` is the rest, to be named,
     `withheld_hosts` the hosts of the rest. `declares_hosts`: whether no hosts but those of its manifest can be granted.
+    `usual`: what counts for a level or limit of `accepted` that is left to the settings.
     """
 
     id: str
@@ -214,6 +222,7 @@ class GrantsView(TypedDict):
     hosts: list[str]
     permits: list[str]
     accepted: AcceptedView | None
+    usual: UsualView
     withheld: list[str]
     withheld_hosts: list[str]
     declares_hosts: bool

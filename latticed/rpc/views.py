@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from latticed.lifecycle.upgrades import UpgradeState
     from latticed.model.accepted import Accepted
     from latticed.model.lifecycle import Record
+    from latticed.model.manifest import ManifestLimits
     from latticed.model.runtime import Runtime
     from latticed.model.verdict import Verdict
     from latticed.rpc import responses
@@ -165,6 +166,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
     # Before the install a record keeps no manifest.
     there = seen.verdict.manifest if seen is not None and not record.accepted else None
     manifest = presence.manifest_of(record.facts) or there
+    usual = api.lifecycle.deps.defaults
     return {
         "id": record.id,
         "declared": list(record.facts.capabilities),
@@ -173,7 +175,8 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
         "hosts": list(record.hosts),
         "permits": list(record.permits),
         "accepted": _accepted(record.terms),
-        "withheld": list(granting.withheld(record, api.lifecycle.deps.defaults)),
+        "usual": {"level": usual.level, "limits": _limits(usual.limits)},
+        "withheld": list(granting.withheld(record, usual)),
         "withheld_hosts": list(granting.withheld_hosts(record, manifest)),
         "declares_hosts": manifest is None or manifest.declared_hosts is not None,
     }
@@ -191,7 +194,6 @@ def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
     """None before an install. A limit or sandbox level that is absent here is taken from the settings."""
     if terms is None:
         return None
-    limits = {name: value for name in LIMITS if (value := getattr(terms.limits, name)) is not None}
     return {
         "type": terms.type,
         "protocol": terms.protocol,
@@ -199,11 +201,15 @@ def _accepted(terms: Accepted | None) -> dict[str, Any] | None:
         "args": list(terms.args),
         "features": sorted(terms.features),
         "level": terms.level,
-        "limits": limits,
+        "limits": _limits(terms.limits),
         "prefixes": sorted(terms.prefixes),
         "dependencies": sorted(terms.dependencies),
         "schedules": sorted(terms.schedules),
     }
+
+
+def _limits(limits: ManifestLimits) -> dict[str, int]:
+    return {name: value for name in LIMITS if (value := getattr(limits, name)) is not None}
 
 
 def _entrypoint(api: Api, record: Record, seen: Presence) -> str | None:

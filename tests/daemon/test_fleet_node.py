@@ -160,6 +160,18 @@ def test_what_a_later_intent_consents_to_is_granted_to_the_version_that_is_there
     assert (grants["withheld"], grants["withheld_hosts"], sorted(grants["hosts"])) == ([], [], hosts)
 
 
+def test_limit_that_was_left_to_the_settings_is_raised_by_the_intent_that_names_it(host):
+    """To more than the settings have (256), and less than the version asks for, which is withheld."""
+    old = host.bundle("acme.larger")
+    new = host.bundle("acme.larger", version="1.1.0", runtime={"limits": {"memory_mib": 512}})
+    place = "/api/plugins/by-id/acme.larger/grants"
+    for bundle, accept, limits in ((old, (), {}), (new, (), {}), (new, ("limit=memory_mib:300",), {"memory_mib": 300})):
+        intent = host.intent(host.wanted(bundle, accept=accept))
+        host.desire(intent, bundle)
+        host.settled(intent)
+        assert host.daemon.get(place).json()["accepted"]["limits"] == limits
+
+
 def test_configuration_and_secrets_come_first(host):
     bundle = host.bundle("acme.set", artifact=PROGRAM, runtime=SPEAKING, config=SCHEMA)
     wanted = host.wanted(bundle, config={"city": "Oslo"}, secrets=("TOKEN",))

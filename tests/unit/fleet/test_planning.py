@@ -80,6 +80,11 @@ def test_next_step(found, plugin, expected):
 
 
 LIMITED = {"withheld": ("limit=memory_mib:512", "level=filtered"), "limits": {"memory_mib": 128}}
+USUAL = {"usual_limits": {"memory_mib": 256}}
+LEFT = {"withheld": ("limit=memory_mib:512",), **USUAL}
+"""What was accepted leaves it to the settings."""
+LEAVING = {"withheld": ("limit=memory_mib:default",), "limits": {"memory_mib": 64}, **USUAL}
+"""The manifest leaves it to the settings, and less was accepted."""
 HOSTS = ("api.example.org:443", "api.example.org:8443")
 
 
@@ -93,8 +98,20 @@ HOSTS = ("api.example.org:443", "api.example.org:8443")
         ("limit=memory_mib:default", LIMITED, None),
         ("limit=memory_mib:256", {"withheld": ("limit=memory_mib:512",)}, None),
         ("limit=fuel:9", LIMITED, None),
+        ("limit=memory_mib:384", LEFT, {"grant": ["limit=memory_mib:384"]}),
+        ("limit=memory_mib:256", LEFT, None),
+        ("limit=memory_mib:640", LEFT, None),
+        ("limit=memory_mib:default", {**LIMITED, **USUAL}, {"grant": ["limit=memory_mib:default"]}),
+        ("limit=memory_mib:128", LEAVING, {"grant": ["limit=memory_mib:128"]}),
+        ("limit=memory_mib:256", LEAVING, {"grant": ["limit=memory_mib:256"]}),
+        ("limit=memory_mib:257", LEAVING, None),
+        ("limit=memory_mib:257", {**LEAVING, "usual_limits": {}}, {"grant": ["limit=memory_mib:257"]}),
         ("level=filtered", LIMITED, {"grant": ["level=filtered"]}),
         ("level=isolated", LIMITED, None),
+        ("level=isolated", {**LIMITED, "level": "dedicated"}, {"grant": ["level=isolated"]}),
+        ("level=default", {**LIMITED, "level": "dedicated"}, {"grant": ["level=default"]}),
+        ("level=dedicated", {**LIMITED, "level": "dedicated"}, None),
+        ("level=filtered", {"withheld": ("level=default",), "level": "dedicated"}, None),
         ("feature=threads", {}, {"grant": ["feature=threads"]}),
         ("feature=threads", {"withheld": ("feature=threads",)}, {"grant": ["feature=threads"]}),
         ("feature=threads", {"features": frozenset({"threads"})}, None),
