@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -140,7 +141,7 @@ class Stderr(asyncio.Protocol):
     """Cuts the stderr of a child into lines, makes them safe to show and passes them on. `last` is its newest line.
 
     With `whole_bytes` None it is read only as fast as RATE allows, so that the plugin blocks; otherwise all is read,
-    and only the first `whole_bytes` are kept, and the first lines that RATE_OF_CALLS allows. Lines are cut at
+    and only the first lines are kept that fit in `whole_bytes` and that RATE_OF_CALLS allows. Lines are cut at
     LINE_CHARACTERS bytes.
     """
 
@@ -150,8 +151,7 @@ class Stderr(asyncio.Protocol):
         self._plugin_id = plugin_id
         self._whole_bytes = whole_bytes
         self._left_bytes = whole_bytes or 0
-        self._over = False  # what comes now is dropped
-        self._dropped = b""  # the last line of that
+        self._over = False  # what comes now is dropped, but for its last line
         self._held = b""  # what came and is not cut into lines yet
         self._rest = bytearray()  # the beginning of the current line
         self._cut = False  # the current line was longer than it may be
@@ -168,9 +168,10 @@ class Stderr(asyncio.Protocol):
         # Short lines cost more than their bytes: each is an entry of the ring and of the log.
         if self._whole_bytes is None:
             self._allowance.spend(len(data) + _ROW_BYTES * data.count(b"\n"), asyncio.get_running_loop().time())
+        if self._over:
+            self._drop(data)
         else:
-            data = self._within(data)
-        self._held += data
+            self._held += data
         self._turn()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -181,7 +182,7 @@ class Stderr(asyncio.Protocol):
         self._take_some()
         if self._later is not None:
             self._later.cancel()
-        if self._rest:
+        if self._rest and not self._over:
             self._line()
 
     @property
@@ -191,8 +192,7 @@ class Stderr(asyncio.Protocol):
 
     def words(self) -> str:
         """The last line, as the end of a sentence about how the child ended; empty when there is none."""
-        rest = text.sanitise((self._dropped or self._rest).decode("utf-8", "backslashreplace"), LINE_CHARACTERS)
-        last = text.clip(rest or self.last, LAST_WORDS_CHARACTERS)
+        last = text.clip(self._shown() or self.last, LAST_WORDS_CHARACTERS)
         return f"; it said last: {last}" if last else ""
 
     def _turn(self) -> None:
@@ -218,6 +218,11 @@ class Stderr(asyncio.Protocol):
         start = 0
         for _ in range(LINES_A_TURN):
             end = self._held.find(b"\n", start)
+            if not self._fits(len(self._held) - start if end == -1 else end + 1 - start):
+                self._give_up(f"more than {self._whole_bytes} bytes on stderr in one invocation")
+                self._drop(self._held[start:])
+                self._held = b""
+                return True
             if end == -1:
                 self._put(self._held[start:])
                 self._held = b""
@@ -225,12 +230,16 @@ class Stderr(asyncio.Protocol):
             self._put(self._held[start:end])
             start = end + 1
             if not self._line():
-                if not self._dropped:  # else later ones were dropped before
-                    self._drop(self._held[start:])
+                self._drop(self._held[start:])
                 self._held = b""
                 return True
         self._held = self._held[start:]
         return not self._held
+
+    def _fits(self, count: int) -> bool:
+        """Whether `count` more bytes are within the invocation's limit, from which they are taken."""
+        self._left_bytes -= count
+        return self._whole_bytes is None or self._left_bytes >= 0
 
     def _put(self, piece: bytes) -> None:
         """Append a piece to the current line, cut at the longest line."""
@@ -238,15 +247,24 @@ class Stderr(asyncio.Protocol):
         self._rest += piece[:room]
         self._cut = self._cut or len(piece) > room
 
-    def _line(self) -> bool:
-        """The current line is complete: pass it on, unless it is empty. False when RATE_OF_CALLS does not allow it."""
-        line = text.sanitise(self._rest.decode("utf-8", "backslashreplace"), LINE_CHARACTERS - 1)
-        if self._cut:
-            line += "…"
+    def _shown(self) -> str:
+        """The current line as far as it is there, safe to show; an ellipsis at its end says that it was cut."""
+        # Where it was cut, half a character may be left, which is left out.
+        line, _ = codecs.utf_8_decode(self._rest, "backslashreplace", not self._cut)
+        return text.sanitise(line + "…" if self._cut else line, LINE_CHARACTERS)
+
+    def _end(self) -> str:
+        """The current line, which is complete: the next one begins."""
+        line = self._shown()
         self._rest.clear()
         self._cut = False
         if line:
             self.last = line
+        return line
+
+    def _line(self) -> bool:
+        """The current line is complete: pass it on, unless it is empty. False when RATE_OF_CALLS does not allow it."""
+        line = self._end()
         if self._whole_bytes is not None:
             cost = len(line) + _ROW_BYTES if line else _EMPTY_BYTES
             if not self._allowance.take(cost, asyncio.get_running_loop().time()):
@@ -256,15 +274,6 @@ class Stderr(asyncio.Protocol):
             self._outputs.heard(self._plugin_id, line)
         return True
 
-    def _within(self, data: bytes) -> bytes:
-        """The part of `data` within the invocation's limit; the rest is dropped."""
-        kept = b"" if self._over else data[: self._left_bytes]
-        self._left_bytes -= len(kept)
-        if len(kept) < len(data):
-            self._give_up(f"more than {self._whole_bytes} bytes on stderr in one invocation")
-            self._drop(data[len(kept) :])
-        return kept
-
     def _give_up(self, why: str) -> None:
         """Drop what comes from now on, with one warning."""
         if not self._over:
@@ -273,7 +282,13 @@ class Stderr(asyncio.Protocol):
 
     def _drop(self, data: bytes) -> None:
         """Keep nothing of `data` but its last line, which may tell why a process ended (`words`)."""
-        self._dropped = data.rstrip(b"\n").rpartition(b"\n")[2][:LINE_CHARACTERS] or self._dropped
+        ended, newline, begun = data.rpartition(b"\n")
+        if newline:
+            first, _, others = ended.partition(b"\n")
+            for line in (first, others.rstrip(b"\n").rpartition(b"\n")[2]):
+                self._put(line)
+                self._end()
+        self._put(begun)
 
     def _go_on(self) -> None:
         """Read again, once the allowance has refilled; nothing if the pipe was closed meanwhile."""

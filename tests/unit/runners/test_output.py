@@ -127,3 +127,40 @@ async def test_usual_lines_of_an_invocation_are_kept_up_to_its_limit():
     stderr.data_received(b"more\n")
     assert len(told) == lines
     assert "more than 1048576 bytes" in outputs.ring("acme.demo").lines[-1].text
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4_096])
+@pytest.mark.parametrize(
+    ("written", "kept", "last"),
+    [
+        ("ä" * 20 + "\n" + "ü" * 40 + "\nthe cause: ö\n", ["ä" * 20], "the cause: ö"),
+        ("first\n" + "ü" * 60 + "\n", ["first"], "ü" * 60),
+        ("ü" * 60, [], "ü" * 60),
+        ("first\n" + "x" * 100 + "\n\nthe cau", ["first"], "the cau"),
+        ("x" * 79 + "\n", ["x" * 79], "x" * 79),
+        ("x" * 79 + "\n\n\n", ["x" * 79], "x" * 79),
+    ],
+)
+async def test_lines_beyond_an_invocations_limit_are_dropped_whole(chunk, written, kept, last):
+    """The line that crosses it is one of them, however the bytes arrive; the last one is known in whole."""
+    told, data = [], written.encode()
+    outputs = runner_deps.outputs(told)
+    stderr = outputs.stderr_of_call("acme.demo", whole_bytes=80)
+    async with hearing(stderr, b"") as (_, over):
+        for start in range(0, len(data), chunk):
+            stderr.data_received(data[start : start + chunk])
+        await over.wait()
+    assert [line for _, line in told] == kept
+    assert stderr.words() == f"; it said last: {last}"
+    warnings = [line.text for line in outputs.ring("acme.demo").lines if line.stream == "daemon"]
+    assert len(warnings) == (len(data) > 80)
+
+
+async def test_line_is_cut_between_characters_and_says_so():
+    """Those of two bytes, of which the longest line has room for half of the last."""
+    told = []
+    stderr = runner_deps.outputs(told).stderr("acme.demo")
+    async with hearing(stderr, b"x" + "ü".encode() * output.LINE_CHARACTERS + b"\n") as (_, over):
+        await over.wait()
+    half = (output.LINE_CHARACTERS - 1) // 2
+    assert [line for _, line in told] == ["x" + "ü" * half + "…"]
