@@ -1,8 +1,8 @@
 """latticectl apply: plan, difference, approval, apply and confirmation of what a plugin wants of this host, in one go.
 
 Each step says what failed. Until the approval nothing is changed but, with -f, the configuration, which is put back
-when it comes to nothing (a first one stays where the schema takes no empty one); from then on the root helper undoes
-whatever was not confirmed in time, even if this process is killed.
+when it comes to nothing (nothing takes a first one away: it becomes an empty one, or stays where the schema takes none
+such); from then on the root helper undoes whatever was not confirmed in time, even if this process is killed.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _configured(session: CtlSession, client: HelperClient, plugin_id: str) -> di
     from latticed.client.control import ApiRefusal
     from latticed.ctl import config
 
-    wanted, before = _checked(session, plugin_id)
+    wanted, wanted_sha256, before = _checked(session, plugin_id)
     # Unless the daemon says that nothing changed: it answers after the plugin's restart, and may not be waited for.
     changed, done = True, False
     try:
@@ -130,12 +130,12 @@ def _configured(session: CtlSession, client: HelperClient, plugin_id: str) -> di
     finally:
         # Also after Ctrl-C: what is not applied must not stay configured.
         if changed and not done:
-            _put_back(session, plugin_id, before)
+            _put_back(session, plugin_id, before, wanted_sha256)
     return answer
 
 
-def _checked(session: CtlSession, plugin_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The file's configuration, which fits, and what the daemon says of the one that is set.
+def _checked(session: CtlSession, plugin_id: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """The file's configuration, which fits, its SHA-256, and what the daemon says of the one that is set.
 
     Problem config_invalid.
     """
@@ -143,33 +143,48 @@ def _checked(session: CtlSession, plugin_id: str) -> tuple[dict[str, Any], dict[
     from latticed.ctl import config
 
     wanted = config.document(session.args.file)
-    found = session.client().get("plugins", "by-id", plugin_id, "config")
-    before = replies.mapping(found, "configuration")
-    replies.mapping(before.get("config"), "configuration")
+    before = _configuration(session, plugin_id)
     try:
-        config.send(session, plugin_id, wanted, dry_run=True)
+        fits = config.send(session, plugin_id, wanted, dry_run=True)
     except ApiRefusal as refusal:
         if refusal.code != "config_invalid":
             raise
         raise config.misfit(session.screen, refusal, session.args.file, plugin_id) from refusal
-    return wanted, before
+    return wanted, str(fits.get("sha256")), before
 
 
-def _put_back(session: CtlSession, plugin_id: str, before: dict[str, Any]) -> None:
-    """Set the configuration of before; a note when that fails too. A plugin that had none gets an empty one."""
+def _configuration(session: CtlSession, plugin_id: str) -> dict[str, Any]:
+    """What the daemon says of the configuration that is set."""
+    found = replies.mapping(session.client().get("plugins", "by-id", plugin_id, "config"), "configuration")
+    replies.mapping(found.get("config"), "configuration")
+    return found
+
+
+def _put_back(session: CtlSession, plugin_id: str, before: dict[str, Any], wanted_sha256: str) -> None:
+    """Set the configuration of before unless another one than the file's is set; a note says what became of it.
+
+    A plugin that had none gets an empty one, if its schema takes that: the API takes none away.
+    """
     from latticed.ctl import config
 
-    screen = session.screen
+    screen, is_first = session.screen, not before.get("is_set")
     try:
-        config.send(session, plugin_id, before["config"], dry_run=False)
+        found = _configuration(session, plugin_id)
+        if found.get("sha256") not in {before.get("sha256"), wanted_sha256}:
+            screen.note(f"{plugin_id} was configured by somebody else meanwhile, and stays so")
+        elif not found.get("is_set"):
+            screen.note(f"{plugin_id} has no configuration, as before")
+        else:
+            # Also when it is the one of before: the request to set the file's may still be under way.
+            config.send(session, plugin_id, before["config"], dry_run=False)
+            again = "an empty configuration: it had none before" if is_first else "the configuration of before again"
+            screen.note(f"{plugin_id} has {again}")
     except Problem as problem:
         why = f"the configuration of before could not be put back: {problem.reason}"
-        if problem.code == "config_invalid" and not before.get("is_set"):
+        if problem.code == "config_invalid" and is_first:
             why = f"{plugin_id} had no configuration, and the schema takes no empty one: this one stays set"
         screen.note(why)
         screen.hint(f"latticectl config get {plugin_id} shows what is set")
-    else:
-        screen.note(f"{plugin_id} has the configuration of before again")
 
 
 # The plan, its review and its approval.

@@ -9,9 +9,12 @@ import pty
 import re
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -446,7 +449,8 @@ def test_configuration_is_put_back_when_apply_is_interrupted_while_it_is_set(set
     file = tmp_path / "guard.toml"
     file.write_text('allow = ["never"]')
     route = f"/api/plugins/by-id/{ID}/config"
-    before = setting.daemon.get(route).json()["config"]
+    before = {"allow": ["admin"]}
+    assert setting.daemon.ask("PUT", route, {"config": before}).status == 200
     with subprocess.Popen(
         setting.command("apply", ID, "-f", str(file)), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as sitting:
@@ -476,6 +480,70 @@ def test_first_configuration_stays_where_the_schema_takes_no_empty_one(setting, 
     assert f"error: {plugin_id} is not armed" in done.stderr
     assert done.returncode == 1
     assert setting.daemon.get(f"/api/plugins/by-id/{plugin_id}/config").json()["config"] == {"allow": ["kim"]}
+
+
+def test_nothing_is_configured_in_place_of_none_where_setting_it_failed(tmp_path):
+    """Not even an empty one; a configuration that somebody else has set meanwhile stays."""
+    file = tmp_path / "guard.toml"
+    file.write_text('allow = ["admin", "kim"]')
+    with set_up() as setting, setting.helper.running():
+        route = f"/api/plugins/by-id/{ID}/config"
+
+        def apply():
+            command = [*setting.command("apply", ID, "-f", str(file)), "--socket", str(tmp_path / "relay")]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=START_S)
+            assert done.returncode == 7, done
+            return done.stderr, setting.daemon.get(route).json()
+
+        def nothing():
+            pass
+
+        def by_another():
+            assert setting.daemon.ask("PUT", route, {"config": {"allow": ["bob"]}}).status == 200
+
+        with _losing_changes(tmp_path / "relay", setting.daemon.place.socket, nothing):
+            said, found = apply()
+        assert f"{ID} has no configuration, as before\n" in said
+        assert (found["is_set"], found["config"]) == (False, {})
+        with _losing_changes(tmp_path / "relay", setting.daemon.place.socket, by_another):
+            said, found = apply()
+        assert f"{ID} was configured by somebody else meanwhile, and stays so\n" in said
+        assert found["config"] == {"allow": ["bob"]}
+
+
+@contextlib.contextmanager
+def _losing_changes(path, control, lost):
+    """A socket at `path` that passes requests on to `control`, but for those that set a configuration: it closes those
+    connections after a call of `lost`.
+    """
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            request = b""
+            while b"\r\n\r\n" not in request or len(request.partition(b"\r\n\r\n")[2]) < length(request):
+                request += self.request.recv(1 << 16)
+            if request.startswith(b"PUT ") and not json.loads(request.partition(b"\r\n\r\n")[2])["dry_run"]:
+                lost()
+                return
+            with socket.socket(socket.AF_UNIX) as other:
+                other.connect(str(control))
+                other.sendall(request)
+                while data := other.recv(1 << 16):
+                    self.request.sendall(data)
+
+    def length(request):
+        found = re.search(rb"(?i)content-length: *(\d+)", request)
+        return int(found[1]) if found else 0
+
+    path.unlink(missing_ok=True)
+    with socketserver.UnixStreamServer(str(path), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _read_until(master, wanted, *, already=False):
