@@ -555,10 +555,24 @@ class FleetCore:
             and signed.document.selector.selects(node.name, node.labels)
         )
 
-    def revoked(self, nodes: Iterable[str]) -> frozenset[str]:
-        """Those of these nodes whose key was revoked."""
-        found = ((name, self.nodes.get(name)) for name in nodes)
-        return frozenset(name for name, node in found if node is not None and node.key in self.shelf.revoked)
+    def gone(self, wanted: Mapping[str, str]) -> frozenset[str]:
+        """Those of the nodes in {node: intent} that were revoked, or decline this intent."""
+        return frozenset(name for name, intent in wanted.items() if self._revoked(name) or self.declines(name, intent))
+
+    def declines(self, name: str, intent: str) -> bool:
+        """Whether a node would refuse an intent by the labels that an operator has certified of it since."""
+        node, signed = self.nodes.get(name), self.shelf.intents.get(intent)
+        if node is None or signed is None or not (node.labels or node.serial):  # labels that are not known here
+            return False
+        return not signed.document.selector.selects(name, node.labels)
+
+    def way_back(self, name: str, release: str, before: str, *, now_s: int) -> bool:
+        """Whether a node that has `release` takes `before` again."""
+        return assigning.way_back(self.shelf, release, before, now_s=now_s) and not self.declines(name, before)
+
+    def _revoked(self, name: str) -> bool:
+        node = self.nodes.get(name)
+        return node is not None and node.key in self.shelf.revoked
 
     def users_of(self, key: str) -> frozenset[str]:
         """With which keys the node of this key has joined, to connect by them."""

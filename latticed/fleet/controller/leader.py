@@ -234,8 +234,7 @@ class Leader:
                 [
                     node
                     for node in plain.touched
-                    if (back := plain.back(node))
-                    and not assigning.way_back(core.shelf, record.release, back, now_s=now_s)
+                    if (back := plain.back(node)) and not core.way_back(node, record.release, back, now_s=now_s)
                 ],
             )
             trouble = may_sign or core.shelf.counts(record.release, now_s=now_s)
@@ -246,7 +245,7 @@ class Leader:
                 self.reports(plain.touched),
                 now_s=float(now_s),
                 waited_s=self.waited_s(record),
-                gone=core.revoked(plain.touched),
+                gone=core.gone(rollout.wanted(plain)),
             )
             fresh = record.having(after, now_s=now_s)
             if fresh is not record:
@@ -289,7 +288,7 @@ class Leader:
             return None
         key = assigning.AssigningKey(private=core.key, public=core.signer, epoch=core.epoch(), life_s=self._life_s)
         why = assigning.why_another(kept, intent, node, status, shelf=core.shelf, key=key, now_s=now_s)
-        if not why:
+        if not why or (why == "another intent" and core.declines(name, intent)):
             return None
         if why == "the node is ahead" and kept is not None and now_s - kept.made < _AHEAD_S:
             return None

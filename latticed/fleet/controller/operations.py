@@ -227,7 +227,8 @@ class FleetOperations:
     def rollout_view(self, record: RolloutRecord) -> view.RolloutView:
         """As the API shows it, with the nodes as they are now."""
         leader = self._leader
-        return views.rollout_view(record, leader.reports(record.nodes), waited_s=leader.waited_s(record))
+        gone = self._core.gone(rollout.wanted(record.rollout()))
+        return views.rollout_view(record, leader.reports(record.nodes), waited_s=leader.waited_s(record), gone=gone)
 
     def targets(self, intent: str, nodes: Iterable[str] | None = None) -> list[str]:
         """Nodes that the intent selects and that are not assigned it."""
@@ -244,7 +245,7 @@ class FleetOperations:
         found = {}
         for node in nodes:
             kept = core.assignments.get(node)
-            if kept is not None and assigning.way_back(core.shelf, intent, kept.intent, now_s=now_s):
+            if kept is not None and core.way_back(node, intent, kept.intent, now_s=now_s):
                 found[node] = kept.intent
         return found
 

@@ -15,7 +15,7 @@ from latticed.kit.value import Value
 from latticed.model import ids, semver_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from latticed.fleet.controller.assigning import KeptBundle
     from latticed.fleet.controller.core import FleetCore
@@ -273,15 +273,19 @@ def bundle(kept: KeptBundle, *, new: bool = False, here: bool = True) -> view.Bu
     )
 
 
-def rollout_view(record: RolloutRecord, reports: Mapping[str, NodeReport], *, waited_s: float) -> view.RolloutView:
-    """A rollout with its nodes as they are now."""
+def rollout_view(
+    record: RolloutRecord, reports: Mapping[str, NodeReport], *, waited_s: float, gone: Collection[str]
+) -> view.RolloutView:
+    """A rollout with its nodes as they are now. `gone`: those that no gate waits for."""
     plain = record.rollout()
     touched = plain.touched
-    outcomes = {node: rollout.outcome(plain, reports.get(node), waited_s=waited_s) for node in touched}
+    outcomes = {
+        node: rollout.outcome(plain, reports.get(node), waited_s=waited_s) for node in touched if node not in gone
+    }
     waves = []
     for number, nodes in enumerate(plain.waves):
         given = number <= plain.wave
-        found = Counter(str(outcomes[node]) for node in nodes) if given else Counter[str]()
+        found = Counter(str(outcomes[node]) for node in nodes if node in outcomes)
         waves.append(view.WaveView(nodes=len(nodes), given=given, **found))
     policy = view.PolicyView(
         unwell_share=record.policy.unwell_share,

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from latticed.fleet import documents
 from latticed.fleet.controller import views
 from latticed.model.errors import Problem
 from tests.house import fleet_controllers as house
@@ -153,6 +154,48 @@ async def test_intent_goes_to_nodes_that_its_selector_names_by_certified_labels(
         assert web.state.present.intent == intent
         assert other.state.present is None
         assert await controlled.running.engine.desired(names[0]) is None
+
+
+async def test_nodes_that_get_other_labels_in_mid_rollout_neither_hold_it_up_nor_turn_it_back(
+    fleet, controlled, operator, names
+):
+    async with house.nodes(fleet, controlled, names) as nodes:
+        first = await controlled.give(operator.intent())
+        await controlled.reaches(await controlled.roll(first), "done")
+        second = await controlled.give(operator.intent(back_to=(first,)))
+        for one in nodes.values():
+            one.settles = False
+        name = await controlled.roll(second)
+        waves = controlled.core.rollouts[name].rollout().waves
+        of_first, of_last = nodes[waves[0][0]], nodes[waves[-1][0]]
+        await until(lambda: of_first.state.present.intent == second)
+        for one in (of_first, of_last):
+            await controlled.give(operator.node(one.name, one.public, labels={"role": "db"}))
+        for one in nodes.values():
+            one.settles = one is not of_first
+            await one.report()
+        await controlled.reaches(name, "done")
+        assert (of_first.state.present.intent, of_last.state.present.intent) == (second, first)
+        await controlled.operations.act(name, "back", "")
+        await controlled.reaches(name, "returned")
+        have = {one.name for one in nodes.values() if one.state.present.intent == first}
+        assert have == nodes.keys() - {of_first.name}
+        assert not any(one.refusals for one in nodes.values())
+
+
+async def test_node_whose_labels_what_it_had_does_not_select_has_no_way_back(fleet, controlled, operator, names):
+    app = documents.Selector(labels={"role": "app"}, nodes=())
+    async with house.nodes(fleet, controlled, names) as nodes:
+        first = await controlled.give(operator.intent())
+        await controlled.reaches(await controlled.roll(first), "done")
+        for one in nodes.values():
+            await controlled.give(operator.node(one.name, one.public, labels={"role": "app"}))
+        second = await controlled.give(operator.intent(back_to=(first,), selector=app))
+        for one in nodes.values():
+            one.outcome = house.bad(second)
+        halted = await controlled.reaches(await controlled.roll(second), "halted")
+        assert "none has a way back" in halted.reason
+        assert not any(one.refusals for one in nodes.values())
 
 
 async def test_intent_that_is_revoked_while_it_is_rolled_goes_no_further(fleet, controlled, operator, names):
