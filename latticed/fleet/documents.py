@@ -33,6 +33,8 @@ SHARED_BYTES: Final = 640 << 10
 """Largest envelope of a `SharedRecord`, which goes from controllers to controllers. A server shows it in base64, which
 is less than the 1 MiB of a message.
 """
+MOST_LISTS: Final = 64
+"""Lists of revocations that a node says it has learnt: what nodes take of all lists fits into fewer."""
 _DEPTH: Final = 40
 """Of a payload: a plugin's configuration may have 32 levels, and lies below three."""
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
@@ -285,12 +287,12 @@ class PluginStatus(_DocumentPart, frozen=True, kw_only=True):
     reason: Text
 
 
-class NodeStatus(FleetDocument, frozen=True, kw_only=True):
+class NodeStatus(FleetDocument, frozen=True, kw_only=True, omit_defaults=True):
     """What a node is and does, signed by its key: for people and controllers, never for other nodes.
 
     `epoch` and `generation`: of the last assignment that it took up, 0 before the first. `refused`: why the newest
     desired document does not count, empty when it does. `plans`: those that wait for approval on the host. `head`:
-    SHA-256 of the newest event.
+    SHA-256 of the newest event. `lists`: of revocations, those that it has learnt last; left out while there is none.
     """
 
     node: Name
@@ -305,6 +307,7 @@ class NodeStatus(FleetDocument, frozen=True, kw_only=True):
     plans: Annotated[tuple[Sha256, ...], Meta(max_length=100)]
     events: Annotated[int, Meta(ge=0, le=2**53 - 1)]
     head: Sha256
+    lists: Annotated[tuple[Sha256, ...], Meta(max_length=MOST_LISTS)] = ()
 
 
 class SharedRecord(FleetDocument, frozen=True, kw_only=True):

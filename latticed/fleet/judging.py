@@ -62,9 +62,9 @@ class NodeState(Struct, frozen=True, kw_only=True):
     the labels are from, and whose key signed it. `epoch` and `generation`: of the last assignment
     that was taken up, whose SHA-256 is `assignment`. `highest`: the highest generation of an intent that it has ever
     taken up. `nonces`: of invocations that were carried out, with their expiry; what expires by `spent` is carried out
-    no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told. `had`: by the SHA-256 of
-    an intent, the one taken up last at the end, which identity of a plugin, of which that intent has a range, was as
-    wanted last.
+    no more, as its nonce may be forgotten. `followed`: how far the daemon's record was told. `lists`: those that
+    `revoked` is from, the last ones, by SHA-256. `had`: by the SHA-256 of an intent, the one taken up last at the end,
+    which identity of a plugin, of which that intent has a range, was as wanted last.
     """
 
     fleet: str
@@ -83,6 +83,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     had: dict[str, dict[str, str]] = {}
     revocations: int = 0
     revoked: frozenset[str] = frozenset()
+    lists: tuple[str, ...] = ()
     nonces: Annotated[dict[str, int], Meta(max_length=MAX_NONCES)] = {}
     spent: int = 0
     events: int = 0
@@ -314,12 +315,15 @@ def _check_controller(state: NodeState, certificate: Signed, assignment: Signed)
 
 def _learnt(state: NodeState, data: bytes) -> NodeState:
     """The state with what an operator revokes, which stays revoked; _No for what no operator signed."""
-    found: Revocations = _by_operator(state, data, Revocations).document
+    signed = _by_operator(state, data, Revocations)
+    found: Revocations = signed.document
     named = state.revoked.union(found.keys, found.intents)
     if len(named) > MAX_REVOKED:
         raise _No("revocations_too_many", f"at most {MAX_REVOKED} of all revocations", str(len(named)))
     # Of whatever serial: another operator may have signed one at the same time, and none takes anything back.
-    return msgspec.structs.replace(state, revoked=named, revocations=max(state.revocations, found.serial))
+    lists = state.lists if signed.sha256 in state.lists else (*state.lists, signed.sha256)[-documents.MOST_LISTS :]
+    serial = max(state.revocations, found.serial)
+    return msgspec.structs.replace(state, revoked=named, revocations=serial, lists=lists)
 
 
 def _certified(state: NodeState, data: bytes) -> NodeState:

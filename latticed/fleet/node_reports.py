@@ -69,6 +69,7 @@ def status(
         plans=plans,
         events=state.events,
         head=state.head,
+        lists=state.lists,
     )
 
 

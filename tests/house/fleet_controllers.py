@@ -243,6 +243,7 @@ class SimulatedNode:
             "plans": (),
             "events": self.number,
             "head": self.head,
+            "lists": self.state.lists,
         }
         plain["settled"] = self.settles and not any(one.code for one in plain["plugins"])
         return documents.sign(documents.NodeStatus(**{**plain, **fields}), self.key)

@@ -252,6 +252,7 @@ class SimulatedNode:
             plans=(),
             events=state.events,
             head=state.head,
+            lists=state.lists,
         )
         self._say(messages.NewStatus(document=documents.sign(status, self._key)))
 

@@ -146,14 +146,16 @@ def made(
     )
 
 
-def desired(shelf: DocumentShelf, kept: KeptAssignment, *, turn: int = 0) -> bytes | None:
+def desired(
+    shelf: DocumentShelf, kept: KeptAssignment, *, status: NodeStatus | None = None, turn: int = 0
+) -> bytes | None:
     """The desired document of a node; None while something that has to be in it is not here. `turn` picks one of
-    several lists of revocations.
+    several lists of revocations that it does not say it has learnt.
     """
     intent, certificate = shelf.intents.get(kept.intent), _certificate_of(shelf, kept)
     if intent is None or certificate is None:
         return None
-    lists = shelf.told
+    lists = unheard(shelf, status) or shelf.told[:1]
     own = shelf.nodes.get(kept.node)
     if own is not None and (own.document.node_key != kept.key or not shelf.operator(own.key)):
         own = None
@@ -168,9 +170,10 @@ def desired(shelf: DocumentShelf, kept: KeptAssignment, *, turn: int = 0) -> byt
     )
 
 
-def turns(shelf: DocumentShelf) -> int:
-    """How many documents a node has to be given in turn, so that it hears of every revocation."""
-    return max(1, len(shelf.told))
+def unheard(shelf: DocumentShelf, status: NodeStatus | None) -> tuple[Signed, ...]:
+    """Lists of revocations that a node has to be given, by what it says of itself: each in its turn."""
+    learnt = status.lists if status is not None else ()
+    return tuple(one for one in shelf.told if one.sha256 not in learnt)
 
 
 def sources_of(

@@ -74,7 +74,9 @@ class ControllerPeriods:
     assert_s: float = 300.0
     """All that is in the engine is compared with what is to be there."""
     turn_s: float = 90.0
-    """Where there are several lists of revocations, each node gets the next: longer than it takes to look."""
+    """Where there are several lists of revocations, each node gets the next that it does not say it has learnt: longer
+    than it takes to look, and to say so.
+    """
     thin_s: float = 30.0
     shared_s: float = 15.0
     """What the others share, by one who does not hold the lease."""
@@ -540,7 +542,9 @@ class Leader:
 
     def _wanted(self, node: str) -> bytes | None:
         kept = self._core.assignments.get(node)
-        return None if kept is None else assigning.desired(self._core.shelf, kept, turn=self._turn)
+        if kept is None:
+            return None
+        return assigning.desired(self._core.shelf, kept, status=self._core.statuses.get(node), turn=self._turn)
 
     async def put_bundle(self, sha256: str, size: int) -> None:
         """Have the engine keep a bundle's chunks, unless it has all. EngineUnavailable, Conflict, OSError."""
@@ -611,10 +615,10 @@ class Leader:
             self._due["turn"] = time.monotonic() + self._periods.turn_s
             # Whom a list touched that came in the middle of a round was told another one in that round.
             self._core.touched.update(self._core.assignments)
-        turns = assigning.turns(self._core.shelf)
-        if turns > 1 and self._is_due("turn", self._periods.turn_s):
+        core = self._core
+        if len(core.shelf.told) > 1 and self._is_due("turn", self._periods.turn_s):
             self._turn += 1
-            self._core.touched.update(self._core.assignments)
+            core.touched |= {one for one in core.assignments if assigning.unheard(core.shelf, core.statuses.get(one))}
 
     def _is_due(self, what: str, every_s: float) -> bool:
         now_s = time.monotonic()

@@ -69,7 +69,7 @@ class DocumentShelf(Value, frozen=True, kw_only=True):
     """
     told: tuple[Signed, ...] = ()
     """The lists that together say all that nodes can be told: each by an operator who was not revoked, none that
-    another one contains. One is the rule; of several each node is given each in its turn.
+    another one contains. One is the rule; of several each node is given each in its turn, until it says it has it.
     """
 
     def has(self, kept: KeptDocument) -> bool:

@@ -208,6 +208,35 @@ async def test_what_is_revoked_last_is_told_at_once_where_there_are_several_list
                 await until(lambda key=stolen: key in node.state.revoked)
 
 
+async def test_list_is_told_to_a_host_until_it_says_that_it_has_learnt_it(servers, operator, tmp_path):
+    """Where there are several: what it knows is not put there again and again."""
+    periods = dataclasses.replace(house.PERIODS, turn_s=0.2)
+    async with house.running(servers, tmp_path, operator=operator, periods=periods) as controlled:
+        await controlled.leads()
+        async with house.node(servers, controlled, "says") as says, house.node(servers, controlled, "mute") as mute:
+            await controlled.reaches(await controlled.roll(await controlled.give(operator.intent())), "done")
+            for number in range(801, 804):
+                await controlled.give(operator.revocations(fleets.public(fleets.key(number))))
+            await until(lambda: len(says.state.lists) == len(mute.state.lists) == 3)
+            await says.report()
+            await until(lambda: len(controlled.core.statuses["says"].lists) == 3)
+            async with servers.connected("controller") as connection:
+                engine = NatsControllerEngine(connection)
+
+                async def put_again(name):
+                    before = (await engine.desired(name)).revision
+                    await nats_servers.until(lambda: later(name, before))
+
+                async def later(name, revision):
+                    return (await engine.desired(name)).revision > revision
+
+                await put_again("mute")  # what was on its way is there
+                before = (await engine.desired("says")).revision
+                for _ in range(4):
+                    await put_again("mute")
+                assert (await engine.desired("says")).revision == before
+
+
 async def test_events_under_a_name_that_no_node_can_have_keep_nobody_from_being_heard(servers, operator, tmp_path):
     async with house.running(servers, tmp_path, operator=operator) as controlled:
         await controlled.leads()

@@ -189,6 +189,21 @@ def test_revocations_are_learnt_whatever_the_rest_is_worth_and_kept():
     assert taken(state, fresh).generation == 2
 
 
+def test_lists_of_revocations_are_remembered_by_name_within_bounds():
+    state = taken(FLEET.state(), FLEET.desired(1))
+    signed = [
+        documents.sign(FLEET.revocations(fleets.public(fleets.key(900)), serial=serial), fleets.OPERATOR)
+        for serial in range(1, documents.MOST_LISTS + 3)
+    ]
+    names = tuple(documents.read(one, documents.Revocations).sha256 for one in signed)
+    for one in (*signed[:2], signed[0]):
+        state, _ = judging.judge(state, with_added(FLEET.desired(1), revocations=one), now_s=NOW)
+    assert state.lists == names[:2]
+    for one in signed:
+        state, _ = judging.judge(state, with_added(FLEET.desired(1), revocations=one), now_s=NOW)
+    assert state.lists == names[2:]
+
+
 def test_revoked_intents_and_operators_count_no_more():
     state, bad = FLEET.state(), FLEET.intent(1)
     revoked = documents.sign(FLEET.revocations(intents=(documents.name_of(bad),)), fleets.SECOND)

@@ -258,7 +258,9 @@ def test_nothing_follows_from_an_intent_that_was_revoked(beside):
     beside.node.received(messages.NewDesired(document=desired))
     beside.node.converge()
     assert beside.daemon.asked == []
-    assert [one.code for one in beside.status().plugins] == ["intent_revoked"]
+    status = beside.status()
+    assert [one.code for one in status.plugins] == ["intent_revoked"]
+    assert status.lists == (documents.name_of(revoked),)
 
 
 def test_status_of_many_plugins_is_one_that_the_engine_takes(beside):
