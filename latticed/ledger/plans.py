@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, review, code, reason, created_at, updated_at"
 OPEN: Final = frozenset({PlanState.PLANNED, PlanState.APPROVED, PlanState.APPLYING, PlanState.UNCONFIRMED})
-"""States of plans that wait for somebody, or that are being applied: `_make_room` removes none of these."""
+"""States of plans that wait for somebody, or that are being applied."""
+NEEDED: Final = OPEN | {PlanState.APPLIED}
+"""States of plans that `_make_room` does not remove: of the one that its target holds a plugin asks for the intent, as
+long as that is.
+"""
 STAYS: Final = OPEN | {PlanState.REFUSED}
 """States that planning the same again leaves as they are: what is open, and what an operator refused."""
-_OPEN: Final = "(" + ", ".join(f"'{state.value}'" for state in sorted(OPEN)) + ")"
+_NEEDED: Final = "(" + ", ".join(f"'{state.value}'" for state in sorted(NEEDED)) + ")"
 # A row that a newer plan of its plugin made stale stays so while the helper keeps it as an offer.
 _DIFFERS: Final = "(state, review, code, reason) IS NOT (?1, ?2, ?3, ?4) AND NOT (state = 'stale' AND ?1 = 'planned')"
 
@@ -72,7 +76,7 @@ def put(
     was refused.
 
     Earlier plans of this owner and kind that are not approved go stale: the newest is what is wanted. Problem
-    quota_exceeded when the plugin, or all, have as many as `quota` says and no closed one can be removed.
+    quota_exceeded when the plugin, or all, have as many as `quota` says and none can be removed.
     """
     found = get(tx, plugin_id, sha256)
     if found is not None and found.state in STAYS:
@@ -173,9 +177,9 @@ def named(conn: RowReader, sha256: str) -> list[PlanRow]:
     return [_row(row) for row in conn.execute(statement, (sha256,))]
 
 
-def waiting(conn: RowReader) -> list[PlanRow]:
-    """All plans that are open, oldest first."""
-    statement = f"SELECT {_COLUMNS} FROM plans WHERE state IN {_OPEN} ORDER BY number"  # noqa: S608 - constants
+def needed(conn: RowReader) -> list[PlanRow]:
+    """All plans that are open or applied, oldest first."""
+    statement = f"SELECT {_COLUMNS} FROM plans WHERE state IN {_NEEDED} ORDER BY number"  # noqa: S608 - constants
     return [_row(row) for row in conn.execute(statement)]
 
 
@@ -189,18 +193,20 @@ def _values(reported: Reported) -> tuple[str, str, str, str]:
 
 
 def _make_room(tx: Transaction, plugin_id: str, quota: RowQuota) -> None:
-    """Remove the oldest closed plan of the plugin when a quota is reached; open ones stay. Problem quota_exceeded."""
+    """Remove the oldest plan of the plugin that nobody needs when a quota is reached. Problem quota_exceeded."""
     mine = int(tx.execute("SELECT count(*) FROM plans WHERE plugin_id = ?", (plugin_id,)).get)
     everybodys = int(tx.execute("SELECT count(*) FROM plans").get)
     if mine < quota.plugin and everybodys < quota.total:
         return
-    oldest = f"SELECT min(number) FROM plans WHERE plugin_id = ? AND state NOT IN {_OPEN}"  # noqa: S608 - constants
+    oldest = f"SELECT min(number) FROM plans WHERE plugin_id = ? AND state NOT IN {_NEEDED}"  # noqa: S608 - constants
     tx.execute(f"DELETE FROM plans WHERE number = ({oldest})", (plugin_id,))  # noqa: S608 - constants
     # One row has gone, which is enough unless the quota was lowered below what there is. Raising brings the row back.
     if tx.changes() and mine <= quota.plugin and everybodys <= quota.total:
         return
     whose, most = (f"plans of {plugin_id}", quota.plugin) if mine >= quota.plugin else ("plans", quota.total)
-    raise Problem("quota_exceeded", f"expected at most {most} {whose} that are open", "have some approved or refused")
+    raise Problem(
+        "quota_exceeded", f"expected at most {most} {whose} that are open or applied", "have some approved or refused"
+    )
 
 
 def _row(row: tuple[Any, ...]) -> PlanRow:

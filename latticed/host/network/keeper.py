@@ -275,13 +275,13 @@ class PlanKeeper:
             observed = cast("Observed", await self._helper.ask(asked, within_s=REPORT_S))
             copied = rules.copies(read, observed)
             await self._write(observed, copied)
-            self._unknown = rules.unknown(self._ledger.read(rows.waiting), observed)
+            self._unknown = rules.unknown(self._ledger.read(rows.needed), observed)
             if copied.read.seq >= observed.last_step:
                 return
 
     async def _write(self, observed: Observed, copied: rules.Copied) -> None:
         """Write one report: our copies of steps, how far they go, and the states."""
-        reports = rules.reports(self._ledger.read(rows.waiting), observed)
+        reports = rules.reports(self._ledger.read(rows.needed), observed)
         differing = self._ledger.read(
             lambda db: {sha: one for sha, one in reports.items() if not rows.is_mirrored(db, sha, one)}
         )

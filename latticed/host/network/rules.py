@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from latticed.ledger.plans import OPEN, Reported, StepsRead
+from latticed.ledger.plans import Reported, StepsRead
 from latticed.model import chain
 from latticed.model.audit import DAEMON, Event
 from latticed.model.plan import PlanState
@@ -62,12 +62,12 @@ def copies(read: StepsRead, observed: Observed) -> Copied:
 def reports(rows: Iterable[PlanRow], observed: Observed) -> dict[str, Reported]:
     """What to write into the rows, by the plans' sha256.
 
-    Every plan of the helper is in it. A row that is open, which the helper does not know, is stale, unless it is
-    planned: then it is offered again (`unknown`).
+    Every plan of the helper is in it. One of `rows`, which are open or applied, that the helper does not know is stale,
+    unless it is planned: then it is offered again (`unknown`).
     """
     found = {one.plan: _reported(one) for one in observed.plans}
     for row in rows:
-        if row.sha256 not in found and row.state in OPEN and row.state is not PlanState.PLANNED:
+        if row.sha256 not in found and row.state is not PlanState.PLANNED:
             found[row.sha256] = Reported(PlanState.STALE, reason=_FORGOTTEN)
     return found
 

@@ -224,6 +224,18 @@ async def test_plan_over_quota_of_open_plans_is_refused(desk, ledger, clock, tmp
     assert desk.states() == ["approved", "approved"]
 
 
+async def test_plan_that_is_applied_makes_no_room(desk, ledger, clock, tmp_path):
+    """Its plugin asks for the intent that its target holds, however many it has planned since."""
+    desk = Desk(ledger, clock, tmp_path, quota=RowQuota(plugin=3, total=3))
+    held = await desk.call("plan", kind="nft", intent={"n": 0})
+    await desk.move(held["sha256"], plan.PlanState.APPLIED)
+    for n in range(1, 6):
+        await desk.call("plan", kind="nft", intent={"n": n})
+    assert desk.states() == ["applied", "stale", "planned"]
+    found = await desk.call("plans", sha256=held["sha256"])
+    assert found["plans"][0]["intent"] == {"n": 0}
+
+
 # Secrets.
 
 

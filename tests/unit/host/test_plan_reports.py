@@ -258,9 +258,9 @@ async def test_rows_take_what_the_helper_reports(site):
 
 
 async def test_row_that_claims_more_than_the_helper_knows_goes_stale(site):
-    """What is approved in the ledger alone is approved nowhere; nothing is asked of the helper by it."""
+    """What is approved or applied in the ledger alone is so nowhere; nothing is asked of the helper by it."""
     sha256 = await site.planned(n=1)
-    for forged in ("approved", "applying", "unconfirmed"):
+    for forged in ("approved", "applying", "unconfirmed", "applied"):
         await site.ledger.write(lambda tx, state=forged: tx.execute("UPDATE plans SET state = ?", (state,)))
         await site.report()
         assert (site.row(sha256).state, site.row(sha256).reason) == (
