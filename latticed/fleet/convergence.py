@@ -169,7 +169,7 @@ class Convergence:
         trouble: planning.Blocked | None = None
         for _ in range(_STEPS):
             has, report = self._daemon.has(wanted.id, secrets)
-            step = planning.next_step(has, wanted, source=source, settled=settled, secrets=names)
+            step = planning.next_step(has, wanted, source=source, settled=settled, secrets=names, since=present.since)
             if step is None:
                 if not has.gating:
                     self._settle(present, wanted, has.now.identity)

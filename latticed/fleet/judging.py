@@ -55,6 +55,8 @@ class Present(Struct, frozen=True, kw_only=True):
     bundles: tuple[BundleSource, ...]
     operator: str = ""
     """Whose key signed the intent."""
+    since: int = 0
+    """When it was first taken up after another one, in seconds since 1970."""
 
 
 class NodeState(Struct, frozen=True, kw_only=True):
@@ -241,6 +243,7 @@ def _judged(state: NodeState, found: documents.DesiredDocument, now_s: int) -> t
         plugins=_plugins(state, signed),
         bundles=wanted.bundles,
         operator=signed.key,
+        since=state.present.since if state.present and state.present.intent == signed.sha256 else now_s,
     )
     fresh = msgspec.structs.replace(
         state,

@@ -10,6 +10,7 @@ operator's signature; a plan is never approved, as there is no step for it.
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from latticed.fleet.documents import BundleSource, WantedPlugin
 
+_ROLLED_BACK: Final = "rolled_back"
+"""Why a version was given up: somebody went back from it."""
 _UNTAKEN: Final = frozenset({"", "verified"})
 """Status of what no operator has decided about yet; empty: there is no record."""
 
@@ -35,12 +38,15 @@ class Version(Struct, frozen=True, kw_only=True):
 
 
 class Candidate(Version, frozen=True, kw_only=True):
-    """What an upgrade would take. `bad`: why it was given up before, empty if it was not."""
+    """What an upgrade would take. `bad`: why it was given up before, empty if it was not; `left`: when somebody went
+    back from it, in seconds since 1970, and 0 where it was not well.
+    """
 
     adds: tuple[str, ...]
     drops: tuple[str, ...]
     needs_downgrade: bool
     bad: str
+    left: int = 0
 
 
 class Has(Struct, frozen=True, kw_only=True):
@@ -109,13 +115,20 @@ Step = Request | Take | Blocked
 
 
 def next_step(
-    has: Has, wanted: WantedPlugin, *, source: BundleSource | None, settled: bool, secrets: frozenset[str]
+    has: Has,
+    wanted: WantedPlugin,
+    *,
+    source: BundleSource | None,
+    settled: bool,
+    secrets: frozenset[str],
+    since: int = 0,
 ) -> Step | None:
     """What is to be done next about one plugin; None when it is as wanted.
 
-    `settled`: it was as wanted once, under the present assignment. `secrets`: names of all that the host has.
+    `settled`: it was as wanted once, under the present assignment. `secrets`: names of all that the host has. `since`:
+    when the intent was taken up.
     """
-    step = _status_step(has, wanted) if wanted.status == "disabled" else _step(has, wanted, source, secrets)
+    step = _status_step(has, wanted) if wanted.status == "disabled" else _step(has, wanted, source, secrets, since)
     if settled and isinstance(step, Request | Take):
         return Blocked(plugin=wanted.id, code="changed_here", reason=f"altered on the host since: {_words(step)}")
     return step
@@ -130,10 +143,12 @@ def matches(found: Version, wanted: WantedPlugin) -> bool:
     return ids.is_reserved_plugin(wanted.id)
 
 
-def _step(has: Has, wanted: WantedPlugin, source: BundleSource | None, secrets: frozenset[str]) -> Step | None:
+def _step(
+    has: Has, wanted: WantedPlugin, source: BundleSource | None, secrets: frozenset[str], since: int
+) -> Step | None:
     """Bundle, version, decision to install, secrets, configuration, grants, and only then: activate."""
     if not matches(has.now, wanted) or not has.status:
-        return _version_step(has, wanted, source)
+        return _version_step(has, wanted, source, since)
     accept = _accept(has.declared, wanted)
     if has.status == "verified":
         return _decide(wanted.id, "installed", accept)
@@ -154,7 +169,7 @@ def _step(has: Has, wanted: WantedPlugin, source: BundleSource | None, secrets: 
     return _status_step(has, wanted)
 
 
-def _version_step(has: Has, wanted: WantedPlugin, source: BundleSource | None) -> Step:
+def _version_step(has: Has, wanted: WantedPlugin, source: BundleSource | None, since: int) -> Step:
     """How another version than the present one comes to be that one."""
     # An identity is one version and no other: that it is lower than what was here is then the operator's word.
     lower = wanted.identity is not None
@@ -164,12 +179,16 @@ def _version_step(has: Has, wanted: WantedPlugin, source: BundleSource | None) -
         return Request(plugin=wanted.id, method="POST", parts=(*by_id, "rollback"), body={"to": kept.version})
     candidate = has.candidate
     if taken and candidate is not None and matches(candidate, wanted):
-        if candidate.bad:
+        # What somebody went back from before this intent came is wanted again by the operator's word.
+        again = 0 < candidate.left <= since
+        if candidate.bad and not again:
             return Blocked(plugin=wanted.id, code="candidate_bad", reason=f"given up on this host: {candidate.bad}")
         declared = {*has.declared, *candidate.adds} - set(candidate.drops)
         body: dict[str, Any] = {"accept": list(_accept(declared, wanted))}
         if candidate.needs_downgrade and lower:
             body["allow_downgrade"] = True
+        if again:
+            body["retry"] = True
         return Request(plugin=wanted.id, method="POST", parts=(*by_id, "upgrade"), body=body)
     if source is None:
         what = wanted.identity or f"{wanted.versions or 'any version'} by {wanted.publisher or 'latticed'}"
@@ -293,6 +312,14 @@ def _words(step: Step) -> str:
             return step.reason
 
 
+def _seconds(moment: str) -> int:
+    """Seconds since 1970; 0 for what is no time."""
+    try:
+        return int(datetime.fromisoformat(moment).timestamp())
+    except ValueError:
+        return 0
+
+
 def view(
     plugin_id: str,
     report: Mapping[str, Any],
@@ -306,6 +333,7 @@ def view(
     found = plugin.get("candidate")
     candidate = None
     if found is not None:
+        bad = found.get("bad") or {"code": "", "at": ""}
         candidate = Candidate(
             version=str(found.get("version") or ""),
             identity=str(found["identity"]),
@@ -314,7 +342,8 @@ def view(
             adds=tuple(found["adds"]),
             drops=tuple(found["drops"]),
             needs_downgrade=bool(found["needs_downgrade"]),
-            bad=str((found.get("bad") or {}).get("code") or ""),
+            bad=str(bad["code"]),
+            left=_seconds(str(bad["at"])) if bad["code"] == _ROLLED_BACK else 0,
         )
     return Has(
         id=plugin_id,

@@ -107,6 +107,22 @@ def test_back_is_to_the_release_that_was_there_whatever_ranges_have(host, before
     assert host.settled(last).plugins[0].version == "1.0.0"
 
 
+@pytest.mark.parametrize("named", ["identity", "range"])
+def test_release_that_a_fleet_went_back_from_is_taken_again_by_a_later_intent(host, named):
+    name = f"acme.again{len(named)}"
+    old, new = (host.bundle(name, version=f"1.{n}.0", artifact=bundles.ARTIFACT + b"#\n" * n) for n in range(2))
+    how = {"versions": ">=1.1, <2", "identity": None, "publisher": "acme"} if named == "range" else {}
+    first = host.intent(host.wanted(old))
+    host.desire(first, old)
+    host.settled(first)
+    for _ in range(2):
+        later = host.intent(host.wanted(new, **how), back_to=(documents.name_of(first),))
+        host.desire(later, new)
+        assert host.settled(later).plugins[0].version == "1.1.0"
+        host.desire(first, old)
+        assert host.settled(first).plugins[0].version == "1.0.0"
+
+
 def test_release_to_go_back_to_that_is_nowhere_any_more_is_told(host):
     """The daemon keeps three beside the present one. A controller names the newest bundle of the range."""
     name, intents = "acme.gone", []

@@ -24,8 +24,8 @@ def candidate(version=NEW, **fields):
     return planning.Candidate(**msgspec.structs.asdict(version), **{**plain, **fields})
 
 
-def step(found, wanted, *, source=SOURCE, settled=False, secrets=frozenset()):
-    return planning.next_step(found, wanted, source=source, settled=settled, secrets=secrets)
+def step(found, wanted, *, source=SOURCE, settled=False, secrets=frozenset(), **fields):
+    return planning.next_step(found, wanted, source=source, settled=settled, secrets=secrets, **fields)
 
 
 def asked(found, wanted, **fields):
@@ -167,6 +167,16 @@ def test_what_was_settled_and_altered_by_hand_is_told_and_left():
     # A version that the daemon gave up by itself was not altered by hand.
     bad = has("active", NEW, candidate=candidate(OLD, bad="unhealthy"))
     assert asked(bad, wanted(), settled=True) == ("blocked", "candidate_bad")
+
+
+def test_release_that_somebody_went_back_from_is_wanted_again_by_a_later_intent_alone():
+    """Not while the intent is the same: then an operator of the host went back by hand."""
+    plugin = fleets.plugin(versions=">=1.1, <2", publisher="acme", identity=None)
+    found = has("active", OLD, candidate=candidate(NEW, bad="rolled_back", left=100))
+    assert asked(found, plugin, since=99) == ("blocked", "candidate_bad")
+    assert asked(found, plugin, since=100) == (f"POST {BY_ID}/upgrade", {"accept": [], "retry": True})
+    unwell = has("active", OLD, candidate=candidate(NEW, bad="unhealthy"))
+    assert asked(unwell, plugin, since=100) == ("blocked", "candidate_bad")
 
 
 def test_secret_is_bound_by_name_once_the_host_has_it():
