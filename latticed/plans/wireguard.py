@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import time
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from latticed.model.errors import Problem
 from latticed.plans import sshd
 from latticed.plans.effects import finding, parsed, ran, waiting
 from latticed.plans.kind import Live
+from latticed.plans.programs import failed
 from latticed.system.findings import IntentRefused
 from latticed.system.nft_guard import lockout, parse
 from latticed.system.nft_guard import sources as nft_sources
@@ -53,6 +55,10 @@ PACKAGES: Final = MappingProxyType(
 AHEAD: Final = 2
 """Networks whose programs are started before it is known what the host has; those of others when it is their turn."""
 _TABLE: Final = (reach.FAMILY, reach.NAME)
+_ADD: Final = "route add "
+_REFUSED: Final = re.compile(rb"Command failed -:([0-9]+)")
+"""What `ip -batch` says of a line that failed, by its number."""
+_EXISTS: Final = b"File exists"
 _EMPTY: Final = Table(chains=())
 
 
@@ -213,12 +219,19 @@ class WireguardKind:
 
         So at no moment does one reach more than it may, also where its address becomes another's.
 
-        A peer that stays keeps its session and counters (`_set`); one whose time is over is left out.
+        A peer that stays keeps its session and counters (`_set`); one whose time is over is left out. A route of
+        somebody else's to the same network as one of ours stays; the rest is made, and then it is Problem apply_failed.
         """
         del may_wait
         wanted = applied.read(rendering)
         if live is not None and isinstance(live.found, _Seen) and _added(wanted, live.found, tools):
             return
+        if routed := self._made(wanted, tools):
+            expected = f"no route to {routed[0]}, which is behind a member"
+            raise Problem("apply_failed", f"expected {expected}, found one of this host's own", "ip route show")
+
+    def _made(self, wanted: applied.Wanted, tools: Tools) -> list[str]:
+        """Make the host so; the networks behind members to which somebody else has a route, which stays."""
         names = {link.name for link in wanted.links}
         with contextlib.ExitStack() as stack:
             # Most of the time of these programs is their start: they begin together, and wait for their input.
@@ -234,11 +247,16 @@ class WireguardKind:
             now_s = _now_s()
             links_due = [applied.due(link, now_s) for link in wanted.links]
             devices = {
-                link.name: _take_away(link, tools, ahead.get(link.name)) for link in links_due if link.name in there
+                link.name: _take_away(link, there[link.name], tools, ahead.get(link.name))
+                for link in links_due
+                if link.name in there
             }
             load(wanted.table.encode("ascii"))
-            for link in links_due:
-                _make(link, there.get(link.name), devices.get(link.name), tools, ahead.get(link.name))
+            return [
+                network
+                for link in links_due
+                for network in _make(link, there.get(link.name), devices.get(link.name), tools, ahead.get(link.name))
+            ]
 
     def self_check(self, rendering: bytes, tools: Tools) -> None:
         """That the host has what was rendered, and each interface is up."""
@@ -250,8 +268,8 @@ class WireguardKind:
                 raise Problem("apply_failed", f"the interface {one.link.name} is not up")
 
     def restore(self, snapshot: bytes, tools: Tools) -> None:
-        """As `commit`: a snapshot is a rendering."""
-        self.commit(snapshot, tools)
+        """As `commit`: a snapshot is a rendering. An undo is not held up by a route that somebody has set meanwhile."""
+        self._made(applied.read(snapshot), tools)
 
 
 def _with_operators(facts: Facts, found: _Seen, tools: Tools) -> Facts:
@@ -279,7 +297,9 @@ def _added(wanted: applied.Wanted, found: _Seen, tools: Tools) -> bool:
         before = there[link.name]
         lasting = applied.due(link, now_s)
         moves = applied.moves(before.device, lasting)
-        if before.link.alias != sources.ALIAS or moves is None or moves.gone or _lines(lasting, before):
+        if before.link.alias != sources.ALIAS or moves is None or moves.gone:
+            return False
+        if _lost(lasting, before) or _lines(lasting, before):
             return False
         if moves.due:
             due.append((link.name, moves.due))
@@ -340,22 +360,24 @@ def _is_wireguard(link: HostLink, tools: Tools) -> bool:
     return ran(tools, PACKAGES, "wg", "show", link.name, "public-key", ends=(0, 1)).status == 0
 
 
-def _take_away(link: Link, tools: Tools, peers: _Peers | None) -> Device:
-    """Take from the peers of one interface what they have no more; the interface as it was before.
+def _take_away(link: Link, before: _Standing, tools: Tools, peers: _Peers | None) -> Device:
+    """Take from one interface and its peers what they have no more; the interface as it was before.
 
-    While one has it, the table may say already what another may reach by it.
+    While one has it, the table may say already what another may reach by it, and another may have no route to it.
     """
     show = _run(tools, "wg", "show", link.name, "dump") if peers is None else peers.show(b"")
     device: Device = parsed(dump.read, show.stdout)
     for words in applied.taken(device, link):
         _run(tools, "wg", "set", link.name, *words)
+    if lost := _lost(link, before):
+        _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lost).encode("ascii"))
     return device
 
 
-def _make(link: Link, before: _Standing | None, device: Device | None, tools: Tools, peers: _Peers | None) -> None:
+def _make(link: Link, before: _Standing | None, device: Device | None, tools: Tools, peers: _Peers | None) -> list[str]:
     """Have one interface as it should be; `before` and `device` as it was, None for one that is not there.
 
-    `peers`: the programs for its peers, where they have been started already.
+    `peers`: the programs for its peers, where they have been started already. Returns as `_routed`.
     """
     if before is None:
         _create(link.name, tools)
@@ -366,13 +388,32 @@ def _make(link: Link, before: _Standing | None, device: Device | None, tools: To
         _run(tools, "wg", "setconf", link.name, "/dev/stdin", stdin=applied.setconf(link))
     elif device is not None:
         _set(link, device, tools, peers)
-    lines = _lines(link, before)
-    if lines:
-        _run(tools, "ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines).encode("ascii"))
+    return _routed(_lines(link, before), tools)
+
+
+def _routed(lines: list[str], tools: Tools) -> list[str]:
+    """Have `ip` do these; the networks to which somebody else has a route, so that none could be added."""
+    if not lines:
+        return []
+    stdin = "".join(f"{line}\n" for line in lines).encode("ascii")
+    # `-force` goes on after a line that fails.
+    ended = ran(tools, PACKAGES, "ip", "-force", "-batch", "-", stdin=stdin, ends=(0, 1))
+    if ended.status == 0:
+        return []
+    refused = [lines[int(number) - 1] for number in _REFUSED.findall(ended.stderr)]
+    if not refused or not all(line.startswith(_ADD) for line in refused) or _EXISTS not in ended.stderr:
+        raise failed("ip", ended)
+    return [line.split()[2] for line in refused]
+
+
+def _lost(link: Link, before: _Standing | _Tunnel) -> list[str]:
+    """What `ip -batch` is given for the routes that an interface has no more."""
+    gone = set(before.routes) - set(link.routes())
+    return [f"route del {one} dev {link.name}" for one in sorted(gone, key=str)]
 
 
 def _lines(link: Link, before: _Standing | _Tunnel | None) -> list[str]:
-    """What `ip -batch` is given for addresses, size and routes of an interface."""
+    """What `ip -batch` is given for addresses, size and routes of an interface, after `_lost`."""
     had = set() if before is None else set(before.link.addresses)
     routed = set() if before is None else set(before.routes)
     lines = [f"address del {one} dev {link.name}" for one in sorted(had - set(link.addresses), key=str)]
@@ -380,10 +421,11 @@ def _lines(link: Link, before: _Standing | _Tunnel | None) -> list[str]:
     if before is None or not before.link.up or before.link.mtu != link.mtu:
         lines.append(f"link set dev {link.name} mtu {link.mtu} up")
     wanted = set(link.routes())
-    lines += [f"route del {one} dev {link.name}" for one in sorted(routed - wanted, key=str)]
     # An interface that was down has lost its routes, and one whose address goes may.
-    kept = routed if lines == [] else set()
-    lines += [f"route replace {one} dev {link.name} proto static" for one in sorted(wanted - kept, key=str)]
+    kept = sorted(wanted & routed, key=str) if lines else []
+    lines += [f"route replace {one} dev {link.name} proto static" for one in kept]
+    # Not `replace`, which would take the place of a route of somebody else's, for good.
+    lines += [f"{_ADD}{one} dev {link.name} proto static" for one in sorted(wanted - routed, key=str)]
     return lines
 
 

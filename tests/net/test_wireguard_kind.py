@@ -207,6 +207,51 @@ def test_interfaces_of_others_are_left_alone(net, tools, name):
         assert shown(other) == before
 
 
+def test_a_route_of_others_to_what_is_behind_a_member_is_left_alone(net, tools, name):
+    """It is not replaced, so that undoing need not know of it; what was there of ours comes back."""
+    before = committed(document(name, tunnels.member("anna", 2)), tools)
+    snapshot = KIND.snapshot(tools)
+    subprocess.run(["ip", "link", "add", "lan0", "type", "veth", "peer", "name", "lan1"], check=True)
+    try:
+        for end in ("lan0", "lan1"):
+            subprocess.run(["ip", "link", "set", end, "up"], check=True)
+        for network in ("10.99.1.0/24", "fd99:1::/64"):
+            subprocess.run(["ip", "route", "add", network, "dev", "lan0"], check=True)
+        theirs = ip("route", "show", "dev", "lan0"), ip("-6", "route", "show", "dev", "lan0")
+        for network in ("10.99.1.0/24", "fd99:1::/64"):
+            wanted = rendered(document(name, tunnels.member("anna", 2, subnets=[network])))
+            with pytest.raises(Problem) as caught:
+                tried(wanted, tools)
+            assert caught.value.code == "apply_failed"
+            assert network in caught.value.reason
+            KIND.restore(snapshot, tools)
+            assert (ip("route", "show", "dev", "lan0"), ip("-6", "route", "show", "dev", "lan0")) == theirs
+            assert KIND.holds(before, KIND.observe(tools))
+    finally:
+        subprocess.run(["ip", "link", "delete", "lan0"], check=True)
+
+
+def test_a_network_behind_a_member_moves_to_another_interface_in_one_change(net, tools, name):
+    """Also to one that is made before the other."""
+    first, second = sorted((name, wireguards.unique()))
+
+    def both(*behind):
+        made = [
+            document(
+                one, tunnels.member(f"m{n}", 2, addresses=[f"10.8{n}.0.2"], **changes), addresses=[f"10.8{n}.0.1/24"]
+            )
+            for n, (one, changes) in enumerate(zip((first, second), behind, strict=True))
+        ]
+        networks = [one["networks"][0] for one in made]
+        more = {"listen_port": 51_821, "private_key": "${secret:WG_OTHER}"}
+        return {"networks": [networks[0], {**networks[1], **more}]}
+
+    moved = {"subnets": ["10.99.1.0/24"]}
+    committed(both({}, moved), tools)
+    committed(both(moved, {}), tools)
+    assert [one["dev"] for one in ip("route", "show", "10.99.1.0/24")] == [first]
+
+
 def test_a_port_that_is_taken_meanwhile_is_said_and_the_old_one_comes_back(net, tools, name):
     rendering = committed(document(name, tunnels.member("anna", 2)), tools)
     snapshot = KIND.snapshot(tools)
