@@ -237,10 +237,8 @@ class SupervisedProgram:
             exit_ = await gone
         finally:
             beside.cancel()
-            # Uncancelled: `stop` may return only when no process is left.
-            await waiting.uncancelled(child.stop(self._grace_s))
-            await asyncio.gather(beside, gone, return_exceptions=True)
-            self.pid = self._child = None
+            # Uncancelled: `stop` may return only when no process is left. As one piece: a second `stop` cancels again.
+            await waiting.uncancelled(self._end(child, beside, gone))
         if stopped is not None:
             return stopped
         # Read after the child has gone, when all of its output has been delivered.
@@ -248,6 +246,12 @@ class SupervisedProgram:
         return ProgramEnded(
             code=exit_.code, message=exit_.message + last_line, status=exit_.status, visited=self._visited
         )
+
+    async def _end(self, child: Child, *watching: asyncio.Future[Any]) -> None:
+        """Stop the child, wait for what watches it, and forget its pid."""
+        await child.stop(self._grace_s)
+        await asyncio.gather(*watching, return_exceptions=True)
+        self.pid = self._child = None
 
     async def _spawn(self, ready: Ready) -> Child:
         """Start the child, with empty buffers for its stdout and stderr."""

@@ -242,6 +242,17 @@ async def test_slow_stop_delays_no_other_program(here, monkeypatch):
     os.kill(here.program("slow").pid, signal.SIGKILL)  # its grace period is long
 
 
+async def test_program_that_is_stopped_twice_at_once_shows_no_pid(here):
+    """As when its plugin is disabled: a recheck stops it, and the answer waits for a stop, too."""
+    await here.put("mine", "trap '' TERM; echo up; while :; do read x || sleep 0.02; done")
+    await here.until_said("up", "mine")
+    one = here.program("mine")
+    first = asyncio.ensure_future(one.stop(grace_s=0.05))
+    await asyncio.sleep(0)
+    await asyncio.gather(first, one.stop())
+    assert (one.view()["state"], one.view()["pid"]) == ("stopped", None)
+
+
 async def test_program_stops_with_the_daemon_and_starts_again_after_restart(tmp_path):
     """No process is left in between. Deleted programs, and those of plugins that may not act, are not started."""
     async with world(tmp_path) as here:
