@@ -48,9 +48,9 @@ class AgentSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     servers: Annotated[tuple[Annotated[str, Meta(pattern=_SERVER)], ...], Meta(max_length=16)] = ()
     """Of the message system, in place of those of the invitation."""
     spool_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 512
-    """Room for bundles on their way to the daemon."""
+    """Room for bundles until the daemon has taken them, for one for each `bundle_mib`: others wait."""
     bundle_mib: Annotated[int, Meta(ge=1, le=1 << 20)] = 66
-    """Largest bundle: a little more than the daemon's largest manifest and artifact."""
+    """Largest bundle, unless `spool_mib` is less: a little more than the daemon's largest manifest and artifact."""
     https_hosts: Annotated[tuple[Annotated[str, Meta(pattern=_HOST)], ...], Meta(max_length=16)] = ()
     """Servers that bundles may be fetched from, beside the message system."""
     reconcile_s: Annotated[float, Meta(ge=1, le=3_600)] = 60.0

@@ -46,6 +46,7 @@ class Bundles:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._here: set[str] = set()
+        self._tried: set[str] = set()  # of these: another try needs no file that stays
         self._missing: dict[str, str] = {}
         self._asked: dict[str, float] = {}  # when, by this host's monotonic clock
         self._awaited: set[str] = set()
@@ -60,6 +61,7 @@ class Bundles:
                 return False
             self._awaited.discard(sha256)
             self._here.add(sha256)
+            self._tried.discard(sha256)
             self._missing.pop(sha256, None)
             return True
 
@@ -89,6 +91,23 @@ class Bundles:
     def why_other(self, plugin_id: str, sha256: str) -> str:
         with self._lock:
             return self._others.get((plugin_id, sha256), "")
+
+    def tried(self, sha256: str) -> messages.BundlesKept:
+        """Its import was tried; what the link is to keep from now on."""
+        with self._lock:
+            self._tried.add(sha256)
+            return self._kept()
+
+    def only(self, wanted: set[str]) -> messages.BundlesKept:
+        """Nothing else of what is here is wanted; what the link is to keep from now on."""
+        with self._lock:
+            self._here &= wanted
+            self._tried &= wanted
+            return self._kept()
+
+    def _kept(self) -> messages.BundlesKept:
+        kept = sorted(self._awaited | (self._here - self._tried))
+        return messages.BundlesKept(sha256s=tuple(kept[: messages.MOST_KEPT]))
 
     def is_here(self, sha256: str) -> bool:
         with self._lock:
@@ -143,6 +162,7 @@ class Convergence:
         self._record = record
         self._send = send
         self._stopped = stopped
+        self._wanted: set[str] = set()  # bundles, of this look
         self._told: dict[str, str] = {}  # the last refusal of the daemon that was put on record, by plugin
 
     def look(self) -> dict[str, documents.PluginStatus] | None:
@@ -150,6 +170,7 @@ class Convergence:
         meanwhile; Problem when the daemon cannot be asked.
         """
         found: dict[str, documents.PluginStatus] = {}
+        self._wanted.clear()
         present = self._kept.state.present
         if present is not None:
             secrets = self._daemon.ask("GET", "secrets")["secrets"]
@@ -157,6 +178,7 @@ class Convergence:
                 if self._kept.state.present is not present:
                     return None
                 found[wanted.id] = self._one(present, wanted, secrets)
+        self._send(self.bundles.only(self._wanted))
         return found
 
     def _one(
@@ -208,6 +230,8 @@ class Convergence:
 
     def _take(self, step: planning.Step) -> planning.Blocked | None:
         """Do one step; what keeps it from being done, None when it was."""
+        if isinstance(step, planning.Take):
+            self._wanted.add(step.sha256)
         match step:
             case planning.Blocked():
                 return step
@@ -219,7 +243,9 @@ class Convergence:
                 reason = self.bundles.why_missing(step.sha256) or "its bundle is being fetched"
                 return planning.Blocked(plugin=step.plugin, code="bundle_awaited", reason=reason)
             case planning.Take():
-                return self._request(step.then)
+                blocked = self._request(step.then)  # a daemon that is not there has not tried it
+                self._send(self.bundles.tried(step.sha256))
+                return blocked
             case _:
                 return self._request(step)
 

@@ -1,7 +1,8 @@
 """Which bundle the link fetches next, and from where: beside each other, so that a slow source keeps away only its own.
 
 A bundle is asked for from the engine first, then from each of its URLs. From each source, the engine or a server, one
-comes at a time; others wait for their turn, in the order in which they were needed.
+comes at a time; others wait for their turn, in the order in which they were needed. What came stays in the spool until
+the node says that it has tried it, and others wait for room until then.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class _Needed:
 
 
 class Fetching:
-    """`need` and `forget` say what is to be in the spool, `work` has it there; `tell` hears what became of each.
+    """`need`, `keep` and `forget` say what is to be in the spool, `work` has it there; `tell` hears what became of each
+    of them, and says whether it could take that.
 
     `https_hosts`: servers that may be asked, no other; `https`: whom to trust there, instead of the system's
     authorities.
@@ -63,7 +65,7 @@ class Fetching:
         connection: NatsConnection,
         engine: Engine,
         spool: Spool,
-        tell: Callable[[messages.BundleHere | messages.BundleMissing], object],
+        tell: Callable[[messages.BundleHere | messages.BundleMissing], bool],
         *,
         https: ssl.SSLContext | None = None,
         https_hosts: Collection[str] = (),
@@ -75,6 +77,7 @@ class Fetching:
         self._https = https
         self._https_hosts = https_hosts
         self._needed: dict[str, _Needed] = {}
+        self._here: set[str] = set()  # told to be, and still wanted
         self._running: dict[asyncio.Task[None], _Needed] = {}  # those too that were cancelled, until they have ended
         self._changed = asyncio.Event()
 
@@ -84,8 +87,17 @@ class Fetching:
             self._needed[message.sha256] = _Needed(message, message.anew)
             self._changed.set()
 
+    def keep(self, wanted: Collection[str]) -> None:
+        """Of what came nothing else is wanted any more."""
+        under_way = {one.message.sha256 for one in self._running.values()}
+        for sha256 in self._here.difference(wanted):
+            self._here.discard(sha256)
+            if sha256 not in under_way:
+                self._spool.release(sha256)
+        self._changed.set()
+
     def forget(self) -> None:
-        """Nothing of before is needed; what came of it stays in the spool."""
+        """Nothing of before is needed; what came of it stays in the spool, until it is not kept."""
         self._needed.clear()
         for task in self._running:
             task.cancel()
@@ -112,11 +124,10 @@ class Fetching:
         busy = {_server(one.source) for one in running}
         servers = sum(1 for one in running if one.source)
         under_way = {one.message.sha256 for one in running}
-        if len(running) >= self._spool.at_once:
-            return None
+        taken = self._here | under_way
         most = max(1, min(_SERVERS_AT_ONCE, self._spool.at_once - 1))
         for sha256, one in self._needed.items():
-            if sha256 in under_way:
+            if sha256 in under_way or len(taken | {sha256}) > self._spool.at_once:
                 continue
             if not one.source and one.message.urls and not self._connection.up:
                 one.tried = 1  # it would wait behind one that has no URL, and waits for the connection
@@ -126,6 +137,13 @@ class Fetching:
 
     async def _fetch(self, needed: _Needed) -> None:
         """Fetch it from its next source. One that none has is said to be missing, and the node asks again."""
+        try:
+            await self._fetch_held(needed)
+        finally:
+            if needed.message.sha256 not in self._here:
+                self._spool.release(needed.message.sha256)
+
+    async def _fetch_held(self, needed: _Needed) -> None:
         sha256 = needed.message.sha256
         reason = await self._not_fetched(needed)
         if self._needed.get(sha256) is not needed:
@@ -133,7 +151,8 @@ class Fetching:
         del self._needed[sha256]
         needed.tried += 1
         if not reason:
-            self._tell(messages.BundleHere(sha256=sha256))
+            if self._tell(messages.BundleHere(sha256=sha256)):
+                self._here.add(sha256)
         elif needed.tried < len(needed.sources):
             self._needed[sha256] = needed  # behind those that wait
         else:
@@ -148,6 +167,7 @@ class Fetching:
         """
         sha256, url = needed.message.sha256, needed.source
         try:
+            await tasks.in_thread(lambda: self._spool.hold(sha256))
             if needed.anew:
                 await tasks.in_thread(functools.partial(self._spool.forget, sha256))
                 needed.anew = False

@@ -191,6 +191,8 @@ class Link:
                     waiting.event_is_new.set()
             case messages.BundleNeeded():
                 self._fetching.need(message)
+            case messages.BundlesKept():
+                self._fetching.keep(message.sha256s)
             case messages.NothingNeeded():
                 self._fetching.forget()
             case messages.InvocationDone():

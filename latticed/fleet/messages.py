@@ -21,6 +21,8 @@ DOCUMENT_BYTES: Final = 2 * engine.DOCUMENT_BYTES
 """Largest status, event, invocation or answer: more than the engine takes, which the link then says of it."""
 MAX_BYTES: Final = 4 * max(DESIRED_BYTES, DOCUMENT_BYTES) // 3 + (4 << 10)
 """Largest message: a document as base64, and what is around it."""
+MOST_KEPT: Final = 1_000
+"""Bundles that the link is told to keep: twice as many as one assignment names."""
 _LENGTH: Final = 4
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
@@ -96,6 +98,14 @@ class NothingNeeded(_Message, frozen=True, kw_only=True, tag="need_nothing"):
     """Node to link: something else was taken up, and no bundle of before is needed unless it is asked for again."""
 
 
+class BundlesKept(_Message, frozen=True, kw_only=True, tag="keep"):
+    """Node to link: these are still to be brought, or to be tried; of all others that came the spool may drop the file.
+    Only the newest counts.
+    """
+
+    sha256s: Annotated[tuple[Sha256, ...], Meta(max_length=MOST_KEPT)]
+
+
 class NewStatus(_Message, frozen=True, kw_only=True, tag="status"):
     """Node to link: what this host is and does, signed by its key. Only the newest counts."""
 
@@ -128,7 +138,7 @@ class InvocationDone(_Message, frozen=True, kw_only=True, tag="answer"):
 
 
 ToNode = NewDesired | BundleHere | BundleMissing | InvocationAsked | EventTaken | LinkState | RenewalWanted
-ToLink = BundleNeeded | NothingNeeded | NewStatus | NewEvent | InvocationDone | RenewalSigned
+ToLink = BundleNeeded | NothingNeeded | BundlesKept | NewStatus | NewEvent | InvocationDone | RenewalSigned
 
 
 def spool_name(sha256: str) -> str:

@@ -14,6 +14,8 @@ from latticed.kit import logs
 _WAITING: Final = 256
 """Messages that wait for the link."""
 
+_NEWEST: Final = (messages.NewStatus, messages.BundlesKept)
+
 log = logs.get_logger()
 
 
@@ -27,12 +29,10 @@ class Outbox:
         self._stopping = False
 
     def put(self, message: messages.ToLink) -> None:
-        """Send it in its turn. Of statuses the newest is kept; events beyond what fits come again at a later look."""
+        """Send it in its turn. Of some the newest is kept; events beyond what fits come again at a later look."""
         with self._changed:
-            if isinstance(message, messages.NewStatus):
-                self._waiting = collections.deque(
-                    one for one in self._waiting if not isinstance(one, messages.NewStatus)
-                )
+            if isinstance(message, _NEWEST):
+                self._waiting = collections.deque(one for one in self._waiting if type(one) is not type(message))
             elif len(self._waiting) >= _WAITING:
                 return
             self._waiting.append(message)

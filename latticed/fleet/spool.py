@@ -47,7 +47,8 @@ class NotFetched(Exception):
 class Spool:
     """The directory, which must exist. `most_bytes` counts all files in it, `bundle_bytes` one bundle.
 
-    One process uses it at a time. All methods block: they are called in threads, for `at_once` bundles at a time.
+    One process uses it at a time. All methods but `release` block: they are called in threads. What is held is not
+    dropped to make room for others; at most `at_once` bundles are held, and only what is held is begun.
     """
 
     def __init__(self, directory: Path, *, most_bytes: int, bundle_bytes: int) -> None:
@@ -56,11 +57,20 @@ class Spool:
         self._bundle_bytes = min(bundle_bytes, most_bytes)
         self._lock = threading.Lock()
         self._begun: set[str] = set()  # names of parts that are open
+        self._held: set[str] = set()
 
     @property
     def at_once(self) -> int:
-        """How many bundles there is room for while they come."""
+        """How many of the largest bundles there is room for."""
         return self._most_bytes // self._bundle_bytes
+
+    def hold(self, sha256: str) -> None:
+        """Drop nothing of this bundle until `release`."""
+        with self._lock:  # it is not being dropped just now
+            self._held.add(sha256)
+
+    def release(self, sha256: str) -> None:
+        self._held.discard(sha256)
 
     def has(self, sha256: str) -> bool:
         """Whether the bundle is whole here."""
@@ -71,7 +81,8 @@ class Spool:
     def begin(self, sha256: str) -> Partial:
         """What there is of the bundle so far, open for more; OSError.
 
-        Older files go first when there would not be room for largest bundles, this one and those that are open.
+        Older files that are not held go first when there would not be room for largest bundles, this one and those
+        that are open.
         """
         name = _part_name(sha256)
         ended = functools.partial(self._begun.discard, name)
@@ -109,7 +120,7 @@ class Spool:
         for _, name, size in sorted(found):
             if used + coming <= self._most_bytes:
                 return
-            if name not in self._begun:
+            if name not in self._begun and name.partition(".")[0] not in self._held:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._directory / name)
                 used -= size

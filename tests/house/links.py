@@ -43,7 +43,7 @@ class NodesEnd:
 
 
 @contextlib.asynccontextmanager
-async def linked(fleet, node, directory, urls=None, https=None, hosts=(), engine=NatsEngine):
+async def linked(fleet, node, directory, urls=None, https=None, hosts=(), engine=NatsEngine, spool_mib=12):
     """The node's end of a link, and the link itself. `hosts`: of https servers that it may ask; `engine`: its class."""
     directory.mkdir(exist_ok=True)
     ours, theirs = socket.socketpair()
@@ -54,7 +54,7 @@ async def linked(fleet, node, directory, urls=None, https=None, hosts=(), engine
         pauses=nats_servers.QUICK,
         on_change=lambda up, reason: [one(up, reason) for one in told],
     )
-    spool = Spool(directory, most_bytes=12 << 20, bundle_bytes=4 << 20)
+    spool = Spool(directory, most_bytes=spool_mib << 20, bundle_bytes=4 << 20)
     async with connection:
         link = Link(
             connection,

@@ -162,6 +162,7 @@ class SimulatedNode:
                 self._judge(message.document)
             case messages.BundleHere():
                 self._needed.discard(message.sha256)
+                self._say(messages.BundlesKept(sha256s=tuple(sorted(self._needed))))
                 self._install()
             case messages.BundleMissing():
                 asyncio.get_running_loop().call_later(_BUNDLE_AGAIN_S, self._need)

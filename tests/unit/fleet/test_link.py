@@ -139,6 +139,37 @@ class TestBundles:
         pair.send(messages.BundleNeeded(sha256=sha256))
         assert (await pair.following(messages.BundleHere)).sha256 == sha256
 
+    @pytest.mark.parametrize("spool_mib", [4, 8])
+    async def test_one_that_is_said_to_be_here_is_here_until_it_was_tried(
+        self, fleet, controller, node, tmp_path, spool_mib
+    ):
+        """There is room for one or two of the largest; others wait."""
+        needed = []
+        for number in range(4):
+            (tmp_path / "bundle").write_bytes(bytes([number]) * (3 << 20))
+            needed.append(await chunks.put(controller, tmp_path / "bundle"))
+        directory = tmp_path / "spool"
+        here, kept = [], {*needed}
+
+        async def idle():
+            return not link._fetching._running
+
+        async with (
+            asyncio.timeout(WAIT_S),
+            linked(fleet, node, directory, spool_mib=spool_mib) as (pair, link),
+        ):
+            for sha256 in needed:
+                pair.send(messages.BundleNeeded(sha256=sha256))
+            for _ in needed:
+                here.append((await pair.following(messages.BundleHere)).sha256)
+                if len(here) * 4 < spool_mib:
+                    continue
+                await until(idle)
+                assert all((directory / messages.spool_name(one)).exists() for one in here)
+                assert sum(one.stat().st_size for one in directory.iterdir()) <= spool_mib << 20
+                kept.discard(here.pop())
+                pair.send(messages.BundlesKept(sha256s=tuple(kept)))
+
     async def test_file_that_was_damaged_in_the_spool_is_fetched_anew(self, pair, controller, tmp_path):
         data = b"x" * (CHUNK_BYTES + 1)
         (tmp_path / "bundle").write_bytes(data)

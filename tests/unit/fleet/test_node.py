@@ -65,6 +65,10 @@ class Beside:
     def needed(self):
         return [one.sha256 for one in self.sent if isinstance(one, messages.BundleNeeded)]
 
+    def kept_numbers(self):
+        last = [one.sha256s for one in self.sent if isinstance(one, messages.BundlesKept)][-1]
+        return [int(one, 16) for one in last]
+
     def answers(self):
         done = [one.document for one in self.sent if isinstance(one, messages.InvocationDone)]
         return [documents.read(one, documents.InvocationResult).document for one in done]
@@ -125,6 +129,25 @@ def test_file_that_is_not_the_bundle_is_asked_for_anew(beside, monkeypatch):
             beside.node.received(messages.BundleHere(sha256="0" * 64))
             beside.node.converge()
     assert [one.anew for one in beside.sent if isinstance(one, messages.BundleNeeded)] == [False, True, False]
+
+
+def test_link_is_told_which_bundles_it_has_to_keep(beside):
+    """Those that are awaited or were not tried yet; what turned out not to be wanted goes as well."""
+    beside.daemon.refuses["market"] = Problem("unreachable", "the daemon is not there")
+    beside.node.received(messages.NewDesired(document=beside.desire(1, 3)))
+    beside.node.converge()
+    assert beside.kept_numbers() == [0, 1, 2]
+    beside.node.received(messages.BundleHere(sha256=f"{1:064x}"))
+    with pytest.raises(Problem, match="unreachable"):
+        beside.node.converge()
+    assert beside.kept_numbers() == [0, 1, 2]
+    beside.daemon.refuses["market"] = Problem("needs_consent", "expected consent")
+    beside.node.converge()
+    assert beside.kept_numbers() == [0, 2]
+    beside.node.received(messages.BundleHere(sha256=f"{2:064x}"))
+    beside.node.received(messages.NewDesired(document=beside.desire(2, 1)))
+    beside.node.converge()
+    assert beside.kept_numbers() == [0]
 
 
 def test_link_is_told_that_what_was_needed_before_is_not_any_more(beside):
