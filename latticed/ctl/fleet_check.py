@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import tempfile
 import time
@@ -58,6 +59,8 @@ def run(session: CtlSession) -> int:
         raise Problem("fleet_missing", "this needs the package nats-py", "pip install 'latticed[fleet]'") from error
     from latticed.fleet import deployment
 
+    # It warns of each connection that a server closes, because nats-py starts TLS on a plain stream.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with _credentials(session, fleet) as (node, paths):
         names = {"controller": "check", "system": "check", "node": node, "invited": node}
         ends = {who: _endpoint(fleet, names.get(who) or _name(path), path) for who, path in paths.items()}

@@ -160,6 +160,11 @@ def test_the_message_system_is_fit_for_a_fleet(site):
     assert "has what a fleet needs" in said
 
 
+def test_a_check_says_nothing_but_what_it_found(site):
+    said = "the message system has what a fleet needs, and lets a node do nothing else\n"
+    assert site.type("latticectl fleet check --fleet home 2>&1") == said
+
+
 def test_status_is_for_programs_too(site):
     typed(site, "Replace a controller")
 

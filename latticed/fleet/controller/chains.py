@@ -58,7 +58,8 @@ def read(data: bytes, node: FleetNodeKey, *, fleet: str, now_s: int) -> KeptEven
         raise NotBelieved("event_forged", f"expected an event signed by {node.name}, found: {error}") from error
     found: NodeEvent = signed.document
     if signed.key != node.key or found.node != node.name or found.fleet != fleet:
-        raise NotBelieved("event_forged", f"expected an event of {node.name} by its key, found one of {found.node}")
+        reason = f"expected an event of {node.name} by its key, found one of {found.node}"
+        raise NotBelieved("event_forged", reason, signed.key)
     return KeptEvent(event=found, key=signed.key, hash=signed.sha256, envelope=data, received=now_s)
 
 

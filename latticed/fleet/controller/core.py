@@ -413,7 +413,7 @@ class FleetCore:
                 status = observing.read(one.data, node, fleet=self.fleet)
                 read.append((name, node.key, one.data, status, one.revision))
             except NotBelieved as error:
-                alarms.append(self.alarm(error.code, error.reason, node=name))
+                alarms += self._forged(error, name)
         return read, alarms
 
     async def take_events(self, batch: Sequence[Stored], names: Mapping[str, str]) -> None:
@@ -461,8 +461,14 @@ class FleetCore:
             try:
                 read.append(chains.read(one.data, node, fleet=self.fleet, now_s=now_s))
             except NotBelieved as error:
-                alarms.append(self.alarm(error.code, error.reason, node=node.name))
+                alarms += self._forged(error, node.name)
         return read, alarms
+
+    def _forged(self, error: NotBelieved, node: str) -> list[KeptAlarm]:
+        """The alarm of what a node did not say. What is by a revoked key counts no more, and is no reason for one: it
+        is left of the host that had the name before, and is read again at each connection.
+        """
+        return [] if error.key in self.shelf.revoked else [self.alarm(error.code, error.reason, node=node)]
 
     # What follows.
 

@@ -86,12 +86,15 @@ class HeardStatus(Struct, frozen=True, kw_only=True):
 
 
 class NotBelieved(Exception):  # reads as the finding it is
-    """A status or an event that does not count; `code` says why, for an alarm."""
+    """A status or an event that does not count; `code` says why, for an alarm. `key`: whose signature it has, where
+    that holds.
+    """
 
-    def __init__(self, code: str, reason: str) -> None:
+    def __init__(self, code: str, reason: str, key: str = "") -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+        self.key = key
 
 
 def read(data: bytes, node: FleetNodeKey, *, fleet: str) -> NodeStatus:
@@ -102,7 +105,8 @@ def read(data: bytes, node: FleetNodeKey, *, fleet: str) -> NodeStatus:
         raise NotBelieved("status_forged", f"expected a status signed by {node.name}, found: {error}") from error
     found: NodeStatus = signed.document
     if signed.key != node.key or found.node != node.name or found.fleet != fleet:
-        raise NotBelieved("status_forged", f"expected a status of {node.name} by its key, found one of {found.node}")
+        reason = f"expected a status of {node.name} by its key, found one of {found.node}"
+        raise NotBelieved("status_forged", reason, signed.key)
     return found
 
 

@@ -61,7 +61,8 @@ class FleetOperations:
         if self._leader.acts:
             return
         seen = self._running.lease.seen
-        holder = seen.holder if seen is not None else ""
+        # Its own lease has ended, or is not seen any more.
+        holder = seen.holder if seen is not None and seen.holder != self._core.controller else ""
         if self._running.lease.held:
             raise Problem("not_leader", "expected this controller to have taken over, found it at it", "ask again")
         hint = f"ask the controller {holder}" if holder else "ask again once the message system can be reached"

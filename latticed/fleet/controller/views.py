@@ -78,6 +78,8 @@ def alarms(core: FleetCore, facts: LinkFacts) -> tuple[view.AlarmView, ...]:
         view.AlarmView(code=code, reason=reason, hint=hint, since=now_s) for code, reason, hint in _own(core, facts)
     ]
     for node, status in core.statuses.items():
+        if core.nodes[node].key in core.shelf.revoked:
+            continue  # it is given nothing, and what it said last stays
         if status.refused:
             reason = f"{status.refused}: {status.reason}"[:400]
             found.append(view.AlarmView(code="node_refuses", reason=reason, node=node, since=int(status.at)))
@@ -85,6 +87,10 @@ def alarms(core: FleetCore, facts: LinkFacts) -> tuple[view.AlarmView, ...]:
         if node in core.present and observing.silent(core.heard.get(node), hearing):
             reason = f"expected a status within {observing.SILENT_S:.0f} s, found none since {seen.received}"
             found.append(view.AlarmView(code="node_silent", reason=reason, node=node, since=seen.received))
+    for record in core.rollouts.values():
+        if not record.over and record.state in _STUCK:
+            code, reason, hint = _STUCK[record.state], f"{record.name}: {record.reason}", "latticectl fleet status"
+            found.append(view.AlarmView(code=code, reason=reason, hint=hint, since=record.changed))
     found += _still_connecting(core, facts)
     found += [_alarm(one) for one in core.alarms.values()]
     return tuple(sorted(found, key=lambda one: (one.node, one.code)))
@@ -95,7 +101,7 @@ def _own(core: FleetCore, facts: LinkFacts) -> Iterable[tuple[str, str, str]]:
     if not facts.connected and facts.away_s >= AWAY_S:
         yield "engine_away", f"no connection for {facts.away_s:.0f} s: {facts.reason}", "hosts go on by themselves"
     known = certificate(core)
-    hint = "latticectl fleet sign controller, with the operator's key, and give it the result"
+    hint = "latticectl fleet sign request.json, with the operator's key; then latticectl fleet send certificate.json"
     match known.state:
         case "missing" | "expired" | "revoked":
             yield _UNCERTIFIED[known.state], f"nodes take nothing of this controller: key {known.key}", hint
@@ -114,9 +120,6 @@ def _own(core: FleetCore, facts: LinkFacts) -> Iterable[tuple[str, str, str]]:
         yield "revocations_untold", reason, "sign a list that has all"
     for about, reason in facts.troubles.items():
         yield "not_done", f"{about}: {reason}", ""
-    for record in core.rollouts.values():
-        if not record.over and record.state in _STUCK:
-            yield _STUCK[record.state], f"{record.name}: {record.reason}", "latticectl fleet status"
 
 
 def _still_connecting(core: FleetCore, facts: LinkFacts) -> Iterable[view.AlarmView]:

@@ -325,6 +325,19 @@ async def known(controlled, operator, names):
         await controlled.give(operator.node(name, fleets.public(key_files.generate())))
 
 
+async def test_controller_whose_lease_ended_without_the_message_system_sends_nobody_to_itself(operator, tmp_path):
+    with nats_servers.running(tmp_path / "own") as servers:
+        async with house.running(servers, tmp_path, operator=operator) as controlled:
+            await controlled.leads()
+            intent = await controlled.give(operator.intent())
+            servers.servers[0].kill()
+            await until(lambda: not controlled.running.lease.held)
+            with pytest.raises(Problem) as refused:
+                await controlled.roll(intent)
+            assert refused.value.code == "not_leader"
+            assert refused.value.hint == "ask again once the message system can be reached"
+
+
 async def test_operator_who_is_answered_has_told_the_controller_that_takes_over(servers, operator, tmp_path):
     """The leader goes away at once, before its next round."""
     async with (

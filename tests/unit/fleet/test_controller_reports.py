@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from latticed.fleet import documents
-from latticed.fleet.controller import store
-from latticed.fleet.engine import QuotaExceeded
+from latticed.fleet.controller import store, views
+from latticed.fleet.engine import QuotaExceeded, Stored
 from latticed.model.errors import Problem
 from tests.house import fleet_controllers as house
 from tests.house.fleet_controllers import until
@@ -41,6 +41,11 @@ async def settled(controlled, operator, node):
     intent = await controlled.give(operator.intent())
     await controlled.reaches(await controlled.roll(intent), "done")
     return intent
+
+
+def shown(controlled):
+    """Codes of all alarms."""
+    return {one.code for one in views.alarms(controlled.core, controlled.running.facts())}
 
 
 async def alarm(controlled, code, node):
@@ -222,6 +227,24 @@ class TestEvents:
         await node.tell(node.event())
         await until(lambda: node.name in controlled.core.heads)
         assert await self.kept(controlled, node) == [1]
+
+    async def test_what_a_host_said_before_its_key_was_revoked_is_no_forgery_by_who_has_its_name_now(
+        self, controlled, operator, node
+    ):
+        """A controller that connects anew is shown what is left of the host before."""
+        said, status = node.event(), node.status(refused="not_selected")
+        await node.tell(said)
+        await node.engine.publish_status(status)
+        await until(lambda: node.name in controlled.core.heads and node.name in controlled.core.statuses)
+        assert "node_refuses" in shown(controlled)
+        await controlled.give(operator.revocations(node.public))
+        assert "node_refuses" not in shown(controlled)
+        another = Ed25519PrivateKey.generate()
+        await controlled.give(operator.node(node.name, house.fleets.public(another)))
+        events, statuses = (Stored(subject="s", revision=2**40, data=one) for one in (said, status))
+        await controlled.core.take_events([events], {"s": node.name})
+        await controlled.core.take_statuses([statuses], {"s": node.name})
+        assert not {("event_forged", node.name), ("status_forged", node.name)} & controlled.core.alarms.keys()
 
     async def test_flooding_node_fills_its_own_quota_and_nobody_elses(self, fleet, controlled, node):
         async with house.node(fleet, controlled, f"calm-{next(_numbers)}") as calm:
