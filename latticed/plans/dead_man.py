@@ -137,14 +137,16 @@ def until_undone(store: Store, upkeep: Upkeep, kind: str, apply_id: str, helper:
 
 
 def deadline_of(store: Store, kind: str, apply_id: str) -> int | None:
-    """The deadline of this change on CLOCK_BOOTTIME; None when it is no longer armed. A disk that cannot be read is no
-    reason to give up: it counts as due.
+    """The deadline of this change on CLOCK_BOOTTIME, 0 when undoing it was begun; None when it is no longer armed. A
+    disk that cannot be read is no reason to give up: it counts as due.
     """
     try:
         armed = store.target(kind).armed
     except (OSError, Problem):
         return 0
-    return armed.deadline_ns if armed is not None and armed.apply_id == apply_id else None
+    if armed is None or armed.apply_id != apply_id:
+        return None
+    return 0 if armed.undoing else armed.deadline_ns
 
 
 def _undone(store: Store, upkeep: Upkeep, kind: str, helper: int | None) -> bool:

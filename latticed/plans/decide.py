@@ -77,10 +77,11 @@ def state_of(plan: PlanRecord, target: Target) -> PlanState:
 
 
 def is_expired(armed: Armed, *, boot_id: str, now_ns: int) -> bool:
-    """Whether a change has to be undone: its deadline passed, or the machine was started anew. `now_ns` is of
-    CLOCK_BOOTTIME, so setting the clock changes nothing, and time asleep counts.
+    """Whether a change has to be undone: its deadline passed, undoing it was begun, or the machine was started anew.
+
+    `now_ns` is of CLOCK_BOOTTIME, so setting the clock changes nothing, and time asleep counts.
     """
-    return armed.boot_id != boot_id or now_ns >= armed.deadline_ns
+    return armed.boot_id != boot_id or bool(armed.undoing) or now_ns >= armed.deadline_ns
 
 
 def left_s(armed: Armed, *, boot_id: str, now_ns: int) -> float:

@@ -48,7 +48,8 @@ class Armed(Struct, frozen=True, kw_only=True):
 
     `apply_id` names the files of snapshot and rendering. `deadline_ns`: CLOCK_BOOTTIME of the boot `boot_id`; of any
     other boot it has passed. `committed`: commit and self-check are done, it waits for confirmation. `narrows`: nobody
-    has to confirm it.
+    has to confirm it. `undoing`: why it is being undone (as `PlanRecord.undone_by`), from the first attempt that failed
+    on; empty before.
     """
 
     apply_id: str
@@ -59,6 +60,7 @@ class Armed(Struct, frozen=True, kw_only=True):
     deadline_ns: int
     narrows: bool
     committed: bool = False
+    undoing: str = ""
 
 
 class Target(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ The helper and its dead-men use this, in processes of their own; whoever changes
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,13 @@ DRIFT_S: Final = 5.0
 """Between two repairs of one target: with a program that changes it again at once there is no race."""
 AGAIN_S: Final = 60.0
 """Between two steps of what is done again and again (`Live.unfinished`): a client that is cut comes back at once."""
+_WORDS: Final = {
+    "deadline": "it was not confirmed in time",
+    "boot": "the machine was started anew before",
+    "operator": "undone by an operator",
+    "self_check": "it could not be made",
+}
+"""What is recorded of a change that is undone at a later attempt, by why."""
 log = logs.get_logger()
 
 
@@ -118,10 +126,9 @@ class Upkeep:
         if kind is None or time.monotonic() < self._retry_at.get(target.kind, 0.0):
             return False
         boot_id, _ = boot_now()
-        why = "deadline" if armed.boot_id == boot_id else "boot"
-        words = "it was not confirmed in time" if why == "deadline" else "the machine was started anew before"
+        why = armed.undoing or ("deadline" if armed.boot_id == boot_id else "boot")
         try:
-            self.undo(kind, armed, self._choices.tools(kind, lock), why, words, HELPER)
+            self.undo(kind, armed, self._choices.tools(kind, lock), why, _WORDS[why], HELPER)
         except Exception as error:  # noqa: BLE001 - a mistake in a kind must not end the loop that tries again
             failures = self._failures.get(target.kind, 0)
             self._failures[target.kind] = failures + 1
@@ -244,16 +251,23 @@ class Upkeep:
         return True
 
     def undo(self, kind: Kind, armed: Armed, tools: ProgramTools, why: str, words: str, actor: str) -> None:
-        """Put the snapshot back, then record it. Problem, OSError: it was not, so it is tried again.
+        """Put the snapshot back, then record it. Problem, OSError: it was not, so it is tried again, from now on.
 
         Recording uses the reserve when the disk is full; if even that fails, the record stays and the undo is repeated,
         which is harmless.
         """
         try:
             kind.restore(self._store.held(armed.apply_id, "snapshot"), tools)
-        except Problem as problem:
+        except Exception as error:
+            # Half of it may be back: it must neither wait for its deadline nor be confirmed.
+            with contextlib.suppress(OSError):
+                target = self._store.target(kind.name)
+                if target.armed is not None and not target.armed.undoing:
+                    self._store.put_target(structs.replace(target, armed=structs.replace(target.armed, undoing=why)))
+            if not isinstance(error, Problem):
+                raise
             # Not its words, for the reason that `_code` gives.
-            raise Problem(problem.code, "what was there before could not be put back yet; it is tried again") from None
+            raise Problem(error.code, "what was there before could not be put back yet; it is tried again") from None
         target = self._store.target(kind.name)
         try:
             self._record_undo(target, armed, why, words, actor)

@@ -236,6 +236,26 @@ def test_undo_that_fails_is_repeated(place):
         until_content(place, "allow admin\n")
 
 
+@pytest.mark.parametrize("asked", ["apply", "rollback"])
+def test_undo_that_was_begun_is_repeated_from_then_on(place, asked):
+    """Not only at the deadline, and what is half undone is not confirmed."""
+    with place.running():
+        place.applied(BASE)
+        plan = place.approved(WIDE)
+        place.order(**{"restore": "fail", **({"self_check": "fail"} if asked == "apply" else {})})
+        answer = place.ask(protocol.Apply(plan=plan, confirm_within_s=600))
+        if asked == "rollback":
+            answer = place.ask(protocol.Rollback(plan=plan))
+        assert (answer.code, "it is tried again" in answer.message) == ("tool_failed", True)
+        assert "bob" in place.content()
+        assert place.ask(protocol.Confirm(plan=plan)).code in {"expired", "invalid_transition"}
+        place.order()
+        until_content(place, "allow admin\n")
+        wanted = "failed" if asked == "apply" else "rolled_back"
+        processes.until(lambda: place.state_of(plan) == wanted, what="the state")
+        processes.until(lambda: not place.dead_men(), what="the dead-man's end")
+
+
 def test_time_for_confirming_is_the_operators_to_choose_not_the_daemons(helper):
     plans = [helper.approved(WIDE), helper.approved(WIDE, kind="other")]
     mine = helper.ask(protocol.Apply(plan=plans[0], confirm_within_s=600))
