@@ -169,10 +169,8 @@ def daemon(health: Mapping[str, Any], settings: Settings | None = None) -> Itera
         helps = codes.shown(known.command) if known is not None else "latticectl health"
         helps = helps if settings is None else codes.placed(helps, settings)
         yield Finding("daemon", "bad", f"{row.get('code')}: {row.get('detail')}", helps)
-    for label, cell in replies.not_running(dict(health)):
-        yield Finding(
-            "plugins", "look", f"{label} {getattr(cell, 'text', cell)}", "latticectl list; latticectl explain ID"
-        )
+    if stopped := replies.counts(health.get("not_running")):
+        yield Finding("plugins", "look", f"not running {stopped}", "latticectl list; latticectl explain ID")
     if not problems:
         yield Finding("daemon", "ok", f"answers, status {health.get('status')}")
 

@@ -74,6 +74,13 @@ def test_a_problem_is_told_with_what_helps_on_this_host(code, helps):
     assert [one.helps for one in doctor.daemon(health, settings)] == [helps]
 
 
+def test_active_plugins_that_do_not_run_are_counted_by_reason():
+    """In words."""
+    health = {"status": "ok", "problems": [], "not_running": {"key_revoked": 2, "exited": 1}}
+    found = next(one for one in doctor.daemon(health) if one.check == "plugins")
+    assert (found.state, found.found) == ("look", "not running 2 key_revoked, 1 exited")
+
+
 def test_disk_and_clock_tell_what_helps(tmp_path, monkeypatch):
     assert doctor.disk(str(tmp_path)).state == "ok"
     assert doctor.disk(str(tmp_path / "none")).state == "off"
