@@ -53,6 +53,10 @@ def _advice(facts: RemedyFacts) -> Advice:
     # First: while no policy is in force every bundle looks untrusted. A plugin that runs is not held up by it.
     if facts.policy and code in {"", Code.PUBLISHER_UNTRUSTED.value} and not _runs(facts):
         return Advice(f"the daemon's trust policy is not in force: {facts.policy}", "latticectl trust show")
+    if facts.view is not None and code and facts.view.candidate is not None:
+        # A candidate verifies, whatever is wrong with what was accepted. `advice` adds what the upgrade needs.
+        why = f"the version that was accepted is refused ({code}), and another one is not"
+        return Advice(why, _verb("upgrade", facts))
     if facts.view is None or code:
         return _refused(facts, code)
     match facts.view.status:
@@ -129,12 +133,10 @@ def _hint(facts: RemedyFacts, code: str) -> str:
 
 def _builtin(facts: RemedyFacts, view: wire.PluginView, code: str) -> Advice:
     """Advice on a plugin that latticed brings itself, or no longer does."""
-    reason = str(facts.verdict.get("reason") or code)
-    if view.candidate is not None:
-        return Advice(reason, _verb("upgrade", facts))
     if code == Code.MANIFEST_MISSING.value:
         why = "this version of latticed does not bring it: run one that does, or give the plugin up"
         return Advice(why, _verb("disable" if view.status == "active" else "forget", facts))
+    reason = str(facts.verdict.get("reason") or code)
     return Advice(f"this version of latticed brings it with a mistake: {reason}", "latticectl version")
 
 

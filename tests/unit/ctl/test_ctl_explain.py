@@ -85,6 +85,17 @@ GRANT = "latticectl caps grant acme.demo"
             ),
             f"{UPGRADE} --accept level=x",
         ),
+        # What was accepted is refused, and the plugin directory has another version that verifies.
+        (facts(active("failed", candidate=api_server.CANDIDATE), code="key_revoked"), UPGRADE),
+        (facts(plugin(status="disabled", candidate=api_server.CANDIDATE), code="plugin_revoked"), UPGRADE),
+        (
+            facts(
+                active("failed", candidate={**api_server.CANDIDATE, "bad": BAD}),
+                code="key_revoked",
+                causes=causes(upgrade={"code": "candidate_bad", "detail": "d", "hint": f"{UPGRADE} --retry"}),
+            ),
+            f"{UPGRADE} --retry",
+        ),
         # What stderr gives away, dead or alive, until it is granted.
         (facts(active(), causes=causes(signs=[{"sign": "cannot_fork", "value": ""}])), f"{GRANT} feature=processes"),
         (facts(active(), causes=causes(signs=[{"sign": "cannot_thread", "value": ""}])), f"{GRANT} feature=threads"),
