@@ -33,9 +33,9 @@ class PlanEvents:
             return None
         return 1 + self._untold.pop(plugin_id, 0)
 
-    def untold(self, plugin_id: str) -> None:
-        """A plan was made that has no event."""
-        self._untold[plugin_id] += 1
+    def untold(self, plugin_id: str, plans: int = 1) -> None:
+        """So many plans were made that have no event."""
+        self._untold[plugin_id] += plans
 
 
 def planned(plugin_id: str, row: PlanRow, count: int) -> Event:

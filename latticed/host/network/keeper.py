@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from latticed.host.network import events, offers, rules, views
 from latticed.host.network.apply_client import LATE, HelperRefusal
 from latticed.kit import logs
+from latticed.kit.tasks import BackgroundTasks
 from latticed.ledger import plans as rows
 from latticed.ledger.plans import Reported
 from latticed.ledger.quota import RowQuota
@@ -95,6 +96,7 @@ class PlanKeeper:
         self._applying: dict[tuple[str, str], asyncio.Task[Moved]] = {}
         self._planning: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by plugin id
         self._events = events.PlanEvents()
+        self._background = BackgroundTasks()
         # The helper takes few requests of one user at a time (`plans.server`): with the report, 4 at most.
         self._offers = asyncio.Semaphore(OFFERS)
         self._applies = asyncio.Lock()
@@ -117,6 +119,7 @@ class PlanKeeper:
         for one in ending:
             one.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
+        await self._background.ended()
 
     # For plugins.
 
@@ -128,7 +131,7 @@ class PlanKeeper:
         """
         # Before it is stored: a plan that cannot be offered would wait forever.
         secrets = await self._checked(plugin_id, kind, intent)
-        row = await self._kept(plugin_id, kind, canonical, sha256)
+        row = await self._background.whole(self._kept(plugin_id, kind, canonical, sha256))
         # One of a plugin at a time: those of others wait for a place among OFFERS, and not behind all of this one's.
         async with self._planning[plugin_id]:
             # Whatever the row says: it may be outdated, and the helper knows what an offer may change.
@@ -136,7 +139,7 @@ class PlanKeeper:
         return self.of_plugin(plugin_id, sha256) or row
 
     async def _kept(self, plugin_id: str, kind: str, canonical: str, sha256: str) -> PlanRow:
-        """Keep a plan; its row. Problems as `plan`."""
+        """Keep a plan; its row. Problems as `plan`. Not to be cancelled: what is written must be counted."""
         before = self.of_plugin(plugin_id, sha256)
         count = None
         # Only what changes is an event: repeating a call must not fill the audit chain. What another call changes
@@ -152,10 +155,15 @@ class PlanKeeper:
                 tx.append_audit(events.planned(plugin_id, row, count))
             return row, changed
 
-        # Durable: the plugin is told the plan's name, by which an operator approves it.
-        row, changed = await self._ledger.write(change, durable=True)
-        if changed and count is None:
-            self._events.untold(plugin_id)
+        changed = False
+        try:
+            # Durable: the plugin is told the plan's name, by which an operator approves it.
+            row, changed = await self._ledger.write(change, durable=True)
+        finally:
+            if changed and count is None:
+                self._events.untold(plugin_id)
+            elif not changed and count is not None:
+                self._events.untold(plugin_id, count - 1)  # those that its event would have stood for
         return row
 
     async def apply(self, plugin_id: str, sha256: str) -> None:

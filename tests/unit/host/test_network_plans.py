@@ -154,6 +154,37 @@ async def test_plans_without_end_are_counted_and_not_each_an_event(desk):
     assert counts() == [*[1] * (burst + 1), 31, 2]
 
 
+async def test_plan_that_is_not_made_takes_no_count_with_it(desk, monkeypatch):
+    """Nor does one whose caller gives up while the disk takes it, which is made all the same."""
+    burst = int(EVENTS.burst)
+
+    def counts():
+        events = desk.ledger.read(lambda db: audit.query(db, action="network.plan", limit=1_000))
+        return [event["detail"].get("count", 1) for event in events]
+
+    for number in range(burst + 5):
+        await desk.call("plan", kind="nft", intent={"n": number % 2})
+    with monkeypatch.context() as watched:
+        writing = asyncio.Event()
+
+        async def write(*what, original=desk.ledger.write, **how):
+            writing.set()
+            return await original(*what, **how)
+
+        watched.setattr(desk.ledger, "write", write)
+        giving_up = asyncio.create_task(desk.call("plan", kind="nft", intent={"n": 2}))
+        await writing.wait()
+        giving_up.cancel()
+        await asyncio.wait({giving_up})
+    desk.clock.advance(1 / EVENTS.per_second)
+    with monkeypatch.context() as full:
+        full.setattr(desk.plans, "_quota", RowQuota(plugin=1, total=1))
+        assert (await desk.refused("plan", kind="nft", intent={"n": 3})).reason.startswith("expected at most 1 plans")
+    desk.clock.advance(1 / EVENTS.per_second)
+    await desk.call("plan", kind="nft", intent={"n": 3})
+    assert counts() == [*[1] * burst, 7]
+
+
 async def test_plans_made_at_the_same_time_are_counted_too(desk):
     """What one sees before it is written another has changed since."""
     burst = int(EVENTS.burst)
