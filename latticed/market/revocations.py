@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING
 
+from latticed.kit import tasks
 from latticed.ledger import market as rows
 from latticed.ledger.revocations import RevocationRows
 from latticed.market import rules
@@ -69,6 +71,12 @@ class SourceRevocations:
         digests = frozenset(one.value for one, _ in hits if one.kind == "digests")
         await self._deps.revoke(RevocationRows(plugins=plugins, digests=digests), source)
         shelf = self._deps.shelf
+
+        def remove(it: rows.Taken) -> None:
+            if shelf.digest(it.id) == it.sha256:
+                shelf.remove(it.id)
+
         for one, it in hits:
-            if one.action == "kill" and await asyncio.to_thread(shelf.digest, it.id) == it.sha256:
-                await asyncio.to_thread(shelf.remove, it.id)
+            if one.action == "kill":
+                # Whole, also when cancelled: later it would remove what is placed meanwhile.
+                await tasks.in_thread(functools.partial(remove, it))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import tarfile
+import threading
 import time
 
+from latticed.market.rules import WantedRelease
+from latticed.market.shelf import MarketShelf
+from latticed.model.audit import Actor
 from tests.house import bundles, in_process, indexes
 
 ID = "acme.demo"
@@ -46,3 +51,46 @@ async def test_source_that_takes_back_all_versions_reaches_those_that_were_taken
         back = await home.ask("POST", f"/api/plugins/by-id/{ID}/rollback", {})
         assert (back.status, back.code) == (409, "plugin_revoked")
         assert (await home.ask("POST", "/api/market/install", {"id": ID, "version": "1.0.0"})).code == "release_revoked"
+
+
+async def test_bundle_taken_after_a_refresh_that_was_cancelled_while_it_removed_one_stays(tmp_path, monkeypatch):
+    """A slow disk removes the killed release only then; its place has another one by now."""
+    shelf = tmp_path / "shelf"
+    old, new = (
+        bundles.drop(shelf, f"v{n}", author=ACME, id=ID, version=f"1.{n}.0", artifact=bundles.ARTIFACT + b"#\n" * n)
+        for n in range(2)
+    )
+    entry = indexes.entry(new, f"file://{new.path}/", indexes.release(old, f"file://{old.path}/"))
+    (shelf / "plugins.json").write_bytes(indexes.encoded(indexes.index(entry, signers=[SOURCE])))
+    toml = f'[market.sources.local]\nurl = "file://{shelf}/plugins.json"\nkeys = ["{SOURCE.public}"]\n'
+    removing, go_on, gone = threading.Event(), threading.Event(), threading.Event()
+
+    def remove(shelf, *what, original=MarketShelf.remove):
+        removing.set()
+        go_on.wait(30)
+        original(shelf, *what)
+        gone.set()
+
+    async with in_process.opened(author=ACME, toml=toml) as home:
+        assert (await home.ask("POST", "/api/market/refresh", {})).status == 200
+        assert (await home.ask("POST", "/api/market/install", {"id": ID, "version": "1.0.0"})).status == 200
+        taken_back = {
+            "schema": "latticed.market.revocations.v1",
+            "generated_at": indexes.moment(time.time() - 60),
+            "revocations": [{"plugin": f"{ID}@1.0.0", "action": "kill"}],
+        }
+        signed = indexes.sign(taken_back, SOURCE, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
+        (shelf / "revocations.json").write_bytes(indexes.encoded(signed))
+        monkeypatch.setattr(MarketShelf, "remove", remove)
+        market, actor = home.app.api.market(), Actor(kind="daemon")
+        refreshing = asyncio.create_task(market.refresh("local", actor))
+        assert await asyncio.to_thread(removing.wait, 30)
+        refreshing.cancel()
+        await asyncio.wait({refreshing}, timeout=0.5)
+        taking = asyncio.create_task(market.installer.install(WantedRelease(id=ID, version="1.1.0"), actor))
+        await asyncio.wait({taking}, timeout=2)
+        go_on.set()
+        assert await asyncio.to_thread(gone.wait, 30)
+        await taking
+        assert refreshing.cancelled()
+        assert market.deps.shelf.digest(ID) == new.raw["digest_sha256"]
