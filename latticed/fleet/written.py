@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from latticed.fleet.documents import Signed
 
 PREVIOUS: Final = "previous"
-"""In `back_to`: the intent that was signed before this one."""
+"""In `back_to`: the intents that were signed last before this one for the same nodes, and the last one for some of
+them: a rollout goes back to what nodes have, which is not the one before where that was bad itself.
+"""
+_WAYS_BACK: Final = 3
 DAY_S: Final = 86_400
 Days = Annotated[int, Meta(ge=1, le=3_650)]
 
@@ -62,8 +65,8 @@ class WrittenPlugin(_Written, frozen=True, kw_only=True):
 
 
 class WrittenIntent(_Written, frozen=True, kw_only=True):
-    """Which plugins run where. Absent: `fleet` and `generation` come from the fleet's directory, `back_to` is the
-    intent before this one.
+    """Which plugins run where. Absent: `fleet` and `generation` come from the fleet's directory, `back_to` is
+    `PREVIOUS`.
     """
 
     kind: Literal["intent"] = "intent"
@@ -135,17 +138,18 @@ def intent(written: WrittenIntent, before: Sequence[Signed], *, fleet: str, now_
         raise invalid("generation", f"{generation}, expected one above {highest}, which was signed already")
     if written.fleet not in {None, fleet}:
         raise invalid("fleet", f"{written.fleet}, expected {fleet}")
+    selector = Selector(labels=written.selector.labels, nodes=written.selector.nodes)
     back_to = []
     for one in written.back_to:
         if one != PREVIOUS:
             back_to.append(one)
-        elif before:
-            back_to.append(before[-1].sha256)
+        else:
+            back_to += _previous(selector, before)
     try:
         made = Intent(
             fleet=fleet,
             generation=generation,
-            selector=Selector(labels=written.selector.labels, nodes=written.selector.nodes),
+            selector=selector,
             plugins=tuple(_plugin(one) for one in written.plugins),
             back_to=tuple(dict.fromkeys(back_to)),
             expires=now_s + written.days * DAY_S,
@@ -156,6 +160,21 @@ def intent(written: WrittenIntent, before: Sequence[Signed], *, fleet: str, now_
         if unknown := [one for one in consents_of(plugin).caps if one not in capability.RISKS]:
             raise invalid(plugin.id, f"accept: the capability {unknown[0]!r}, which there is none of")
     return made
+
+
+def _previous(selector: Selector, before: Sequence[Signed]) -> list[str]:
+    """What `PREVIOUS` stands for, the newest first."""
+    same = [one for one in before if one.document.selector == selector][-_WAYS_BACK:]
+    shared = [one for one in before if _may_share(one.document.selector, selector)][-1:]
+    found = {one.sha256: one.document.generation for one in (*same, *shared)}
+    return sorted(found, key=found.__getitem__, reverse=True)
+
+
+def _may_share(one: Selector, other: Selector) -> bool:
+    """Whether a node can be meant by both."""
+    if one.nodes and other.nodes and set(one.nodes).isdisjoint(other.nodes):
+        return False
+    return all(other.labels.get(name, value) == value for name, value in one.labels.items())
 
 
 def consents_of(plugin: WantedPlugin) -> consents.Named:

@@ -151,6 +151,31 @@ def test_intent_is_shown_with_what_to_look_at_and_signed(ctl, home):
     assert (later.generation, later.back_to) == (2, (found.sha256,))
 
 
+def test_way_back_is_to_what_was_signed_for_the_same_hosts_and_beyond_one_that_was_bad(ctl, home):
+    def made(text):
+        (home / "next.toml").write_text(text)
+        assert ctl("fleet", "sign", "next.toml", *SIGNED).code == 0
+        found = signed(home / "next.intent", documents.Intent)
+        (home / "next.intent").unlink()
+        return found.sha256, found.document.back_to
+
+    db, one = INTENT.replace('"web"', '"db"'), INTENT.replace("[selector]", '[selector]\nnodes = ["web-1"]')
+    first, _ = made(INTENT)
+    _, of_db = made(db)
+    assert of_db == ()
+    second, of_second = made(INTENT)
+    assert of_second == (first,)
+    # Where the second went back, hosts have the first when the third comes.
+    third, of_third = made(INTENT)
+    assert of_third == (second, first)
+    canary, of_canary = made(one)
+    assert of_canary == (third,)
+    fourth, of_fourth = made(INTENT)
+    assert of_fourth == (canary, third, second, first)
+    _, of_fifth = made(INTENT)
+    assert of_fifth == (fourth, third, second)
+
+
 def test_nothing_is_signed_without_a_yes(ctl, home, monkeypatch):
     (home / "web.toml").write_text(INTENT)
     refused = ctl("fleet", "sign", "web.toml", "--key", "../operator.key")
