@@ -17,7 +17,7 @@ Plain = dict[str, Any]
 MET_WITHIN_S: Final = 3_600
 """A kept handshake is at most so much older than the last; silence is counted in days."""
 MAX_GONE: Final = 100
-"""Keys that are remembered until their peers are taken away; older ones have been."""
+"""Keys that are remembered though no peer that is applied has them: a plan that was made before may bring them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +94,23 @@ def remembered(network: Plain, kept: Kept, now_s: int) -> Kept:
     return replace(kept, had=had, ended=over)
 
 
-def cut(applied: Plain, kept: Mapping[str, Kept], now_s: int) -> Plain:
-    """The applied intent without what has to end at once: members that are off, over, or have a key that is gone."""
+def cut(applied: Plain, kept: Mapping[str, Kept], now_s: int, configured: Iterable[Plain] = ()) -> Plain:
+    """The applied intent without what has to end at once: members that are off, over, or have a key that is gone.
+
+    `configured`: networks of the configuration, whose members may have a key that was a device's before.
+    """
     networks = []
+    stay = {
+        (network["name"], one.get("id"), one.get("public_key"))
+        for network in configured
+        for one in network.get("members", [])
+    }
     for network in applied.get("networks", []):
         state = kept.get(network["name"], Kept())
         members = []
         for member in network.get("members", []):
-            if member["public_key"] in state.gone:
+            key = member["public_key"]
+            if key in state.gone and (network["name"], member["id"], key) not in stay:
                 continue
             over = ended(member, state) or member.get("expires_at", now_s + 1) <= now_s
             members.append({**member, "enabled": False} if over or member["id"] in state.off else member)
@@ -109,11 +118,27 @@ def cut(applied: Plain, kept: Mapping[str, Kept], now_s: int) -> Plain:
     return {**applied, "networks": networks}
 
 
+def without_old(kept: Kept, applied: Plain) -> Kept:
+    """Without the oldest keys that are gone, beyond MAX_GONE, but for those of members that are applied in the network.
+
+    `applied`: the intent that is, `{}` for none.
+    """
+    there = {one["public_key"] for network in applied.get("networks", []) for one in network.get("members", [])}
+    old = kept.gone[:-MAX_GONE]
+    return replace(kept, gone=(*(one for one in old if one in there), *kept.gone[-MAX_GONE:]))
+
+
+def switched(kept: Kept, name: str, *, on: bool) -> Kept:
+    """With a member disabled, or not any more."""
+    others = tuple(one for one in kept.off if one != name)
+    return replace(kept, off=others if on else (*others, name))
+
+
 def issued(kept: Kept, member: Plain) -> Kept:
     """With a device, new or under a new key; the key of before is gone, and its disabling and end with it."""
     name = member["id"]
     before = kept.members.get(name)
-    gone = kept.gone if before is None else (*kept.gone, before["public_key"])[-MAX_GONE:]
+    gone = kept.gone if before is None else (*kept.gone, before["public_key"])
     return replace(
         kept,
         members={**kept.members, name: member},
@@ -143,7 +168,7 @@ def removed(kept: Kept, name: str) -> Kept:
         members={one: value for one, value in kept.members.items() if one != name},
         off=tuple(one for one in kept.off if one != name),
         names={one: value for one, value in kept.names.items() if one != name},
-        gone=(*kept.gone, member["public_key"])[-MAX_GONE:],
+        gone=(*kept.gone, member["public_key"]),
     )
 
 

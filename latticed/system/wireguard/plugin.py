@@ -119,13 +119,11 @@ class Wireguard(SystemPlugin):
 
     async def do_disable(self, payload: Any) -> Any:
         """Switch a member off, `{"network"?, "id"}`, at once."""
-        return await self._of_member(payload, lambda kept, name: replace(kept, off=(*kept.off, name)))
+        return await self._of_member(payload, lambda kept, name: devices.switched(kept, name, on=False))
 
     async def do_enable(self, payload: Any) -> Any:
         """Switch a member on again, `{"network"?, "id"}`: at once where that was approved, else planned."""
-        return await self._of_member(
-            payload, lambda kept, name: replace(kept, off=tuple(one for one in kept.off if one != name))
-        )
+        return await self._of_member(payload, lambda kept, name: devices.switched(kept, name, on=True))
 
     async def do_rename(self, payload: Any) -> Any:
         """Give a member another name, `{"network"?, "id", "name"}`; nothing else of it changes."""
@@ -249,9 +247,12 @@ class Wireguard(SystemPlugin):
             if after != before:
                 await self._keep(network["name"], after)
         applied = await self._applied(state)
+        for name, after in kept.items():
+            if (fewer := devices.without_old(after, applied or {})) != after:
+                await self._keep(name, fewer)
         if applied is None:
             return None
-        ended = devices.cut(applied, kept, now_s)
+        ended = devices.cut(applied, kept, now_s, self._configured())
         if ended == applied:
             return applied
         made = await self._planned(ended)

@@ -71,6 +71,36 @@ def test_only_what_ends_is_cut():
     assert [one["members"][0].get("enabled", True) for one in cut["networks"]] == [False, True]
 
 
+def test_however_many_are_removed_each_is_cut_while_it_is_applied():
+    """As while the helper is away; what is not applied is remembered for a while, and no longer."""
+    kept = Kept()
+    names = [f"d{n}" for n in range(devices.MAX_GONE + 20)]
+    for n, name in enumerate(names):
+        kept = issued(kept, name, n)
+    applied = {"networks": [devices.merged(NETWORK, kept)]}
+    for name in names:
+        kept = devices.without_old(devices.removed(kept, name), applied)
+    assert ids(devices.cut(applied, {"wg-home": kept}, 0)["networks"][0]) == ["site"]
+    assert devices.without_old(kept, {}).gone == tuple(tunnels.key(name) for name in names[20:])
+
+
+def test_a_key_that_was_a_devices_may_be_a_members_of_the_configuration():
+    """Under its old id or another; the device that it was ends all the same."""
+    kept = devices.removed(issued(Kept(), "anna", 3), "anna")
+    for name in ("anna", "anna-laptop"):
+        network = {**NETWORK, "members": [tunnels.member(name, 3, public_key=tunnels.key("anna"))]}
+        applied = {"networks": [devices.merged(network, kept)]}
+        assert devices.cut(applied, {"wg-home": kept}, 0, [network]) == applied
+    before = {"networks": [devices.merged(NETWORK, issued(Kept(), "anna", 3))]}
+    assert ids(devices.cut(before, {"wg-home": kept}, 0, [network])["networks"][0]) == ["site"]
+
+
+def test_a_member_disabled_twice_is_kept_once():
+    kept = devices.switched(devices.switched(Kept(), "site", on=False), "site", on=False)
+    assert kept.off == ("site",)
+    assert devices.switched(kept, "site", on=True) == Kept()
+
+
 def peer(handshake_at=0, endpoint="", name="anna"):
     return {"id": name, "endpoint": endpoint, "handshake_at": handshake_at}
 
