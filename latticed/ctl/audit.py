@@ -35,6 +35,7 @@ _PAGE: Final = 1000
 _SINCE_ALONE: Final = "--since goes with --journal"
 _FILTERS: Final = ("actor", "action", "target", "decision")
 """Options of `query` that are filters of the API under the same name."""
+_DECISIONS: Final = ("allow", "deny", "-")
 
 
 def arguments(parser: Parser) -> None:
@@ -49,8 +50,9 @@ def arguments(parser: Parser) -> None:
     export.add_argument(
         "--after", metavar="SEQ", type=cursor, default=None, help="only decisions after this one; SEQ.CALL: and calls"
     )
-    for name in _FILTERS:
+    for name in _FILTERS[:-1]:
         query.add_argument(f"--{name}", metavar=name.upper(), help=f"only events of this {name}")
+    query.add_argument("--decision", choices=_DECISIONS, help="only events of this decision")
     query.add_argument("--since", metavar="WHEN", help="10m, 2h, 3d, or a time: only later events")
     verify = actions.add_parser("verify", help="recompute the chains: the daemon's, or those of an exported file")
     verify.add_argument(

@@ -10,7 +10,7 @@ from latticed.host.call import Caller, Params, Served, Whole
 from latticed.ledger import audit as rows
 from latticed.ledger import audit_horizon
 from latticed.model import chain
-from latticed.model.audit import Actor
+from latticed.model.audit import Actor, Decision
 from latticed.model.chain import DECISIONS, Position
 from latticed.model.hostcall import FIX
 
@@ -32,7 +32,7 @@ class AuditQuery(Params, frozen=True):
     """Most events in the answer."""
     action: str | None = None
     """Only events with this action."""
-    decision: str | None = None
+    decision: Decision | None = None
     """Only events with this decision: allow, deny or `-`."""
 
 

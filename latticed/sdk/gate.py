@@ -61,6 +61,7 @@ _PARAMS: dict[str, dict[str, type]] = {
     "log.write": {"message": str, "level": str, "fields": dict},
     "audit.query": {"after": object, "limit": int, "action": str, "decision": str},
 }
+_DECISIONS = ("allow", "deny", "-")
 _REQUIRED = {"kv.get": ("key",), "kv.put": ("key",), "kv.delete": ("key",), "log.write": ("message",)}
 
 
@@ -246,6 +247,8 @@ class Gate:
             raise HostError("bad_params", f"expected a limit from 1 to {MAX_EVENTS_PAGE}")
         made = [] if after is None else self.calls
         events = [event for event in map(_event, range(1, len(made) + 1), made) if event["seq"] > (after or 0)]
+        if asked.get("decision") not in {None, *_DECISIONS}:
+            raise HostError("bad_params", f"expected a decision of {', '.join(_DECISIONS)}")
         for name in ("action", "decision"):
             if asked.get(name) is not None:
                 events = [event for event in events if event[name] == asked[name]]

@@ -77,6 +77,7 @@ ASKED = [
     ("log.write", {"message": 1}),
     ("log.write", {"message": "a", "fields": []}),
     ("log.write", {"message": "a", "level": None}),
+    ("audit.query", {"decision": "denied"}),
     ("audit.query", {"limit": 0}),
     ("audit.query", {"limit": 501}),
     ("audit.query", {"limit": True}),

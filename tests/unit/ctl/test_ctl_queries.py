@@ -304,3 +304,10 @@ def test_caps_suggest_waits_for_enough_history(ctl, api):
         "hint: latticectl caps trim acme.demo cap=kv:write host=a.example:443"
         in ctl("caps", "suggest", "acme.demo").err
     )
+
+
+def test_audit_query_of_a_decision_that_there_is_not_is_a_mistake(ctl):
+    """`no such events` would say that nothing was denied."""
+    ran = ctl("audit", "query", "--decision", "denied")
+    assert (ran.code, ran.out) == (2, "")
+    assert "choose from 'allow', 'deny', '-'" in ran.err

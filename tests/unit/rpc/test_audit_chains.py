@@ -339,6 +339,15 @@ async def test_stopping_daemon_ends_a_running_verification(home):
     assert (answer.status, answer.code) == (503, "stopping")
 
 
+async def test_decision_that_there_is_not_is_refused_and_not_answered_with_no_events(home):
+    """`denied` for `deny`: an empty answer would say that nothing was denied."""
+    assert (await home.ask("GET", "/api/audit?decision=denied")).status == 400
+    assert (await home.ask("GET", "/api/audit?decision=deny")).status == 200
+    plugin = await hostcalls.caller(home, "audit:read")
+    assert await plugin.denied("audit.query", decision="denied") == "bad_params"
+    assert (await plugin.call("audit.query", decision="deny"))["events"]
+
+
 async def test_metrics_and_status_count_both_chains(home):
     await fill(home, decisions=3, calls=5)
     text = (await home.ask("GET", "/metrics"))["raw"].decode()

@@ -95,6 +95,13 @@ def test_in_memory_gate_records_logged_lines():
     assert host.lines == [("info", "a"), ("error", "b"), ("info", "c")]
 
 
+def test_in_memory_gate_refuses_a_decision_that_there_is_not():
+    """As the host does."""
+    host = Gate(["audit:read"])
+    assert _code(host, "audit.query", decision="denied") == "bad_params"
+    assert [one["decision"] for one in host.call("audit.query", {"decision": "deny"})["events"]] == ["deny"]
+
+
 @pytest.mark.parametrize("odd", [{1, 2}, float("nan"), "\ud800", object()])
 def test_in_memory_gate_refuses_parameters_that_are_no_json(odd):
     assert _code(Gate(["kv:read"]), "kv.get", key=odd) == "bad_params"
