@@ -129,6 +129,12 @@ class ControllerEngine(Protocol):
     async def forget_bundle(self, sha256: str) -> None:
         """Drop all chunks of a bundle."""
 
+    async def status(self, node: str) -> Stored | None:
+        """The newest status of `node`; None when there is none."""
+
+    def events_of(self, node: str) -> AsyncIterator[Sequence[Stored]]:
+        """Events of `node` that are kept now, and then an end."""
+
     def all_statuses(self) -> AsyncIterator[Sequence[Stored]]:
         """Nodes' statuses as they are now, and then an end."""
 

@@ -182,6 +182,12 @@ class NatsControllerEngine:
     async def forget_bundle(self, sha256: str) -> None:
         await self._purge(subjects.BUNDLES_STREAM, {"filter": f"bundle.{subjects.sha256(sha256)}.*"})
 
+    async def status(self, node: str) -> Stored | None:
+        return await self._leaders(subjects.STATUS_STREAM, subjects.status(node))
+
+    def events_of(self, node: str) -> AsyncIterator[Sequence[Stored]]:
+        return self._kept(subjects.EVENTS_STREAM, subjects.events(node))
+
     def all_statuses(self) -> AsyncIterator[Sequence[Stored]]:
         return self._kept(subjects.STATUS_STREAM, "st.*")
 

@@ -92,6 +92,9 @@ class FleetCore:
         self.work = asyncio.Event()
         """Something may follow from what is here now."""
         self.events_came = asyncio.Event()
+        self.newcomers: set[str] = set()
+        """Nodes that were not known here until now: what they have said before was not taken."""
+        self.newcomers_came = asyncio.Event()
         self.touched: set[str] = set()
         """Nodes whose desired document may be another one now."""
 
@@ -192,12 +195,19 @@ class FleetCore:
     def _held(self, holders: list[FleetNodeKey], alarms: list[KeptAlarm]) -> None:
         """From now on; on disk already."""
         for one in holders:
-            if (before := self.nodes.get(one.name)) is not None and before.key != one.key:
+            before = self.nodes.get(one.name)
+            if before is not None and before.key != one.key:
                 self.seen.pop(one.name, None)
                 self.statuses.pop(one.name, None)
             self.nodes[one.name] = one
             self.touched.add(one.name)
+            if before is None or before.key != one.key:
+                self._came(one.name)
         self._alarmed(alarms)
+
+    def _came(self, node: str) -> None:
+        self.newcomers.add(node)
+        self.newcomers_came.set()
 
     async def join(self, joined: JoinedRecord) -> None:
         """Keep that a token was used, and by whom; on disk when this returns. Problem store_unavailable."""
@@ -320,6 +330,7 @@ class FleetCore:
                 self.assignments[node] = assignment
             if known is None:
                 self.nodes[node] = fresh
+                self._came(node)
             if learnt is not None:
                 self.sources[assignment.intent] = learnt
         self.touched.add(node)
@@ -353,11 +364,16 @@ class FleetCore:
 
     # What nodes say.
 
-    async def take_statuses(self, batch: Sequence[Stored], names: Mapping[str, str], *, read_before: int = 0) -> None:
+    async def take_statuses(
+        self, batch: Sequence[Stored], names: Mapping[str, str], *, read_before: int = 0, late: bool = False
+    ) -> None:
         """Take statuses as they came, by `names` of their subjects; what does not count raises an alarm. Up to the
-        revision `read_before` they may be old ones that are read again.
+        revision `read_before` they may be old ones that are read again. `late`: they came before their nodes were
+        known, and may be of who had the name then.
         """
         read, alarms = await asyncio.to_thread(self._read_statuses, batch, names)
+        if late:
+            alarms = []
         async with self.changing:
             fresh: dict[str, SeenStatus] = {}
             heard: dict[str, HeardStatus] = {}
@@ -416,9 +432,14 @@ class FleetCore:
                 alarms += self._forged(error, name)
         return read, alarms
 
-    async def take_events(self, batch: Sequence[Stored], names: Mapping[str, str]) -> None:
-        """Keep events as they came, each once; what does not follow raises an alarm."""
-        read, alarms = await asyncio.to_thread(self._read_events, batch, names)
+    async def take_events(self, batch: Sequence[Stored], names: Mapping[str, str], *, late: bool = False) -> None:
+        """Keep events as they came, each once; what does not follow raises an alarm. Those of a node that was not known
+        when this was called are not taken. `late` as of statuses.
+        """
+        known = {name: node for name in names.values() if (node := self.nodes.get(name)) is not None}
+        read, alarms = await asyncio.to_thread(self._read_events, batch, names, known)
+        if late:
+            alarms = []
         async with self.changing:
             heads: dict[str, ChainHead] = {}
 
@@ -451,11 +472,11 @@ class FleetCore:
             came.set()
 
     def _read_events(
-        self, batch: Sequence[Stored], names: Mapping[str, str]
+        self, batch: Sequence[Stored], names: Mapping[str, str], known: Mapping[str, FleetNodeKey]
     ) -> tuple[list[chains.KeptEvent], list[KeptAlarm]]:
         read, alarms, now_s = [], [], self.now_s()
         for one in batch:
-            node = self.nodes.get(names.get(one.subject, ""))
+            node = known.get(names.get(one.subject, ""))
             if node is None:
                 continue
             try:

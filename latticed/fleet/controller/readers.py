@@ -1,7 +1,8 @@
 """What a controller hears: statuses, events and beats of nodes, at each connection anew.
 
 Every controller keeps what it hears, whether it holds the lease or not, so that whoever takes over knows how nodes are.
-A stream that was made anew, or has lost its end, is read from where it surely was not: nothing counts twice.
+A stream that was made anew, or has lost its end, is read from where it surely was not: nothing counts twice. What nodes
+have said before they were known here is read once they are.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class NodeReaders:
         self.heard: dict[str, int] = {"statuses": 0, "events": 0}
 
     async def read(self) -> None:
-        """All three, until cancelled."""
+        """All of it, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._statuses, self._events, self._presence):
+            for work in (self._statuses, self._events, self._presence, self._newcomers):
                 group.create_task(at_each_connection(self._connection, work), name=f"fleet {work.__name__}")
 
     async def _statuses(self) -> None:
@@ -72,6 +73,9 @@ class NodeReaders:
             self._leader.events_read = position.last
         async with contextlib.aclosing(self._engine.events(after)) as batches:  # type: ignore[type-var]
             async for batch in batches:
+                # First what came before: later ones would say that it is missing.
+                while late := core.newcomers.intersection(names(batch).values()):
+                    await self._catch_up(late.pop())
                 await core.take_events(batch, names(batch))
                 self.heard["events"] += len(batch)
                 newest = batch[-1].revision
@@ -80,6 +84,23 @@ class NodeReaders:
                     durable=False,
                 )
                 self._leader.events_read = newest
+
+    async def _newcomers(self) -> None:
+        core = self._core
+        while True:
+            core.newcomers_came.clear()
+            while core.newcomers:
+                await self._catch_up(min(core.newcomers))
+            await core.newcomers_came.wait()
+
+    async def _catch_up(self, node: str) -> None:
+        """Take what a node has said before it was known here."""
+        core = self._core
+        if (status := await self._engine.status(node)) is not None:
+            await core.take_statuses([status], {status.subject: node}, read_before=status.revision, late=True)
+        async for batch in self._engine.events_of(node):
+            await core.take_events(batch, names(batch), late=True)
+        core.newcomers.discard(node)
 
     async def _presence(self) -> None:
         core = self._core

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from latticed.fleet import documents
 from latticed.fleet.controller import store, views
 from latticed.fleet.engine import QuotaExceeded, Stored
+from latticed.fleet.nats_engine import NatsEngine
 from latticed.model.errors import Problem
 from tests.house import fleet_controllers as house
 from tests.house.fleet_controllers import until
@@ -312,3 +314,58 @@ class TestDocuments:
         # One list that has both is all that is sent from then on.
         await controlled.give(operator.revocations(first, second))
         assert len(controlled.core.shelf.told) == 1
+
+
+async def test_host_that_is_known_late_is_known_with_all_that_it_has_said(fleet, controlled, operator):
+    """Another controller let it in, and told of it after it had spoken; it says nothing more meanwhile."""
+    core, heard = controlled.core, controlled.running.readers.heard
+    name = f"late{next(_numbers)}"
+    async with fleet.connected(name) as connection:
+        node = house.SimulatedNode(NatsEngine(connection, name), operator, name)
+        before = dict(heard)
+        await node.report()
+        for _ in range(3):
+            await node.tell(node.event())
+        await until(lambda: heard["statuses"] > before["statuses"] and heard["events"] >= before["events"] + 3)
+        assert name not in core.statuses
+        await controlled.give(operator.node(name, node.public))
+        await until(lambda: name in core.statuses and name in core.heads and core.heads[name].number == 3)
+        await node.tell(node.event())
+        await until(lambda: core.heads[name].number == 4)
+        assert (core.heads[name].missed, core.alarms) == (0, {})
+
+
+async def tell(node, count):
+    for _ in range(count):
+        await node.tell(node.event())
+
+
+async def test_event_that_comes_just_when_its_host_is_known_follows_those_before(fleet, controlled, operator):
+    core, heard = controlled.core, controlled.running.readers.heard
+    name = f"late{next(_numbers)}"
+    async with fleet.connected(name) as connection:
+        node = house.SimulatedNode(NatsEngine(connection, name), operator, name)
+        before = heard["events"]
+        for _ in range(3):
+            await node.tell(node.event())
+        await until(lambda: heard["events"] >= before + 3)
+        telling = asyncio.ensure_future(tell(node, 5))
+        await controlled.give(operator.node(name, node.public))
+        await telling
+        await until(lambda: name in core.heads and core.heads[name].number == 8)
+        assert (core.heads[name].missed, core.alarms) == (0, {})
+
+
+async def test_what_the_host_before_has_said_under_a_name_is_not_told_of_as_forged(controlled, operator, node):
+    core = controlled.core
+    await node.report()
+    await node.tell(node.event())
+    await until(lambda: node.name in core.heads)
+    await controlled.give(operator.revocations(node.public))
+    after = house.SimulatedNode(node.engine, operator, node.name)
+    await controlled.give(operator.node(node.name, after.public))
+    await until(lambda: not core.newcomers)
+    await after.report()
+    await after.tell(after.event())
+    await until(lambda: core.heads[node.name].key == after.public and node.name in core.statuses)
+    assert {code for code, _ in core.alarms} <= {"node_key_changed"}
