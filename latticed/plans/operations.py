@@ -403,14 +403,21 @@ class Operations:
         kept = structs.replace(
             target, bound=bound, confirmed=plan.plan, macs=armed.macs, rendering=armed.apply_id, armed=None
         )
-        self._store.put_target(kept)
+        # What it will be once another plan takes its place; until then `state_of` says unconfirmed or applied. Before
+        # it is kept: an approval that a kill left here would count once more, after the next plan.
+        self._upkeep.change(plan, PlanState.STALE, "another plan has taken its place", review="", source=plan.source)
+        try:
+            self._store.put_target(kept)
+        except OSError:
+            # It may be there all the same (fsync(2) of the directory); what the caller says is that it is not.
+            with contextlib.suppress(OSError):
+                self._store.put_target(target)
+            raise
         # From here on it is kept. What follows is tidying, which the next start does too.
         with contextlib.suppress(OSError):
             self._store.let_go(armed.apply_id, "snapshot")
             if target.rendering:
                 self._store.let_go(target.rendering, "rendering")
-            # What it will be once another plan takes its place; until then `state_of` says applied.
-            self._upkeep.change(plan, PlanState.STALE, "another plan has taken its place", review="")
         self._upkeep.settled(target.kind)
         log.info("plan_applied", plan=plan.plan[:12], kind=target.kind, narrows=armed.narrows)
         return _moved(plan, kept)
