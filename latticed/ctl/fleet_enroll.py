@@ -52,7 +52,7 @@ def run(session: CtlSession) -> int:
         token=enrolment.nonce_of(key_files.public_text(key)),
         addresses=fleet.facts.addresses,
         certificates=fleet.authority(),
-        operators=fleet.facts.operators,
+        operators=fleet.operators(),
         node=node,
         labels=labels,
         expires=expires,

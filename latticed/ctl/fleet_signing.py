@@ -45,7 +45,9 @@ def alone(fleet: FleetDirectory) -> contextlib.AbstractContextManager[None]:
 
 
 def operator_key(session: CtlSession, fleet: FleetDirectory) -> Ed25519PrivateKey:
-    """The key of --key or --key-fd, which is an operator's of this fleet; Problem operator_unknown."""
+    """The key of --key or --key-fd, which is an operator's of this fleet; Problem operator_unknown,
+    operator_revoked.
+    """
     from latticed.trust import key_files
 
     key = author_key.read(session.args)
@@ -54,6 +56,10 @@ def operator_key(session: CtlSession, fleet: FleetDirectory) -> Ed25519PrivateKe
         expected = f"expected a key of an operator of the fleet {fleet.facts.fleet}"
         hint = f"its operators: {', '.join(fleet.facts.operators)}"
         raise Problem("operator_unknown", f"{expected}, found {public}", hint)
+    operators = fleet.operators()
+    if public not in operators:
+        hint = f"those who are not: {', '.join(operators) or 'none'}"
+        raise Problem("operator_revoked", f"expected an operator who is not revoked, found {public}", hint)
     return key
 
 

@@ -97,6 +97,11 @@ class FleetDirectory:
         found = self._found("revocations*.json", Revocations)
         return dict(sorted(found.items(), key=lambda one: int(one[1].document.serial)))
 
+    def operators(self) -> tuple[str, ...]:
+        """The keys of the fleet's operators who were not revoked here."""
+        revoked = {key for one in self.revocations().values() for key in one.document.keys}
+        return tuple(one for one in self.facts.operators if one not in revoked)
+
     def users(self) -> Signed | None:
         """The newest list of users of the message system who were revoked; None before the first."""
         found = self._signed(USERS, UserRevocations)

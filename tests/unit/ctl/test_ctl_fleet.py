@@ -385,6 +385,22 @@ def test_invitation_is_a_secret_for_one_host(ctl, home):
     assert (again.code, "exists" in again.err or "found one" in again.err) == (1, True)
 
 
+def test_nothing_is_signed_by_an_operator_who_is_revoked_and_no_host_told_to_believe_him(ctl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ada, bob = (ctl("fleet", "key", f"{name}.key").out.strip() for name in ("ada", "bob"))
+    made = ("fleet", "init", "home", "--operator", ada, "--operator", bob, "--server", "fleet.example.org")
+    assert ctl(*made).code == 0
+    monkeypatch.chdir(tmp_path / "home")
+    (tmp_path / "home/web.toml").write_text(INTENT)
+    assert ctl("fleet", "revoke", bob, "--key", "../ada.key", "--yes").code == 0
+    for words in (("sign", "web.toml", "--yes"), ("enroll", "web-1"), ("revoke", ada, "--yes")):
+        ran = ctl("fleet", *words, "--key", "../bob.key")
+        assert (ran.code, "who is not revoked" in ran.err) == (1, True), words
+    assert ctl("fleet", "enroll", "web-1", "--key", "../ada.key").code == 0
+    invited = enrolment.read_invitation((tmp_path / "home/web-1.invitation").read_bytes(), now_s=int(time.time()))
+    assert invited.document.operators == (ada,)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
