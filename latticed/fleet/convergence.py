@@ -33,6 +33,8 @@ _SPOILT: Final = frozenset({"not_found", "import_invalid", "changed_while_readin
 """Codes of an import after which the file in the spool is of no use."""
 _ANOTHER: Final = "import_mismatch"
 """Code of one whose file is whole, and holds another bundle than is wanted: the same file would each time."""
+_UNTRIED: Final = frozenset({"busy", "stopping"})
+"""Codes of one that was not begun: its file is wanted still."""
 _UNREACHABLE: Final = frozenset({"unreachable", "socket_denied", "socket_foreign"})
 
 log = logs.get_logger()
@@ -244,7 +246,8 @@ class Convergence:
                 return planning.Blocked(plugin=step.plugin, code="bundle_awaited", reason=reason)
             case planning.Take():
                 blocked = self._request(step.then)  # a daemon that is not there has not tried it
-                self._send(self.bundles.tried(step.sha256))
+                if blocked is None or blocked.code not in _UNTRIED:
+                    self._send(self.bundles.tried(step.sha256))
                 return blocked
             case _:
                 return self._request(step)

@@ -141,6 +141,9 @@ def test_link_is_told_which_bundles_it_has_to_keep(beside):
     with pytest.raises(Problem, match="unreachable"):
         beside.node.converge()
     assert beside.kept_numbers() == [0, 1, 2]
+    beside.daemon.refuses["market"] = Problem("busy", "another one is taken")
+    beside.node.converge()
+    assert beside.kept_numbers() == [0, 1, 2]
     beside.daemon.refuses["market"] = Problem("needs_consent", "expected consent")
     beside.node.converge()
     assert beside.kept_numbers() == [0, 2]
