@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from latticed.ctl.session import CtlSession
 
 CONNECT_S: Final = 5.0
-ANSWER_S: Final = 60.0
-"""For a whole answer; the helper takes 45 s at most for an apply."""
+ANSWER_S: Final = 125.0
+"""For a whole answer; an apply takes the helper 120 s at most (`OPERATION_S` of its protocol)."""
 MAX_ANSWER_BYTES: Final = 8 << 20
 """Longest answer, as the helper's protocol has it."""
 _CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred: pid, uid, gid

@@ -280,6 +280,11 @@ def test_broken_answer_is_one_error(run, helper, answer):
     assert "Traceback" not in ran.err
 
 
+def test_helper_has_as_long_for_its_answer_as_it_may_take():
+    """Else an apply is given up, and with `apply -f` its configuration taken back, while the helper goes on."""
+    assert root_helper.ANSWER_S > protocol.OPERATION_S
+
+
 def test_answer_that_never_ends_is_cut(run, helper, monkeypatch):
     monkeypatch.setattr(root_helper, "ANSWER_S", 0.1)
     helper.answers["confirm"] = lambda _: select.select([], [], [], 0.5) and None
