@@ -314,7 +314,7 @@ def rollout_view(
         touched=len(touched),
         unwell=_some(outcomes, NodeOutcome.UNWELL),
         away=_some(outcomes, NodeOutcome.AWAY),
-        stuck=tuple(node for node in touched if not plain.back(node))[:_NAMED],
+        stuck=tuple(node for node in outcomes if not plain.back(node))[:_NAMED],
     )
 
 

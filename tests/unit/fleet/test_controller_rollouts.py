@@ -177,7 +177,7 @@ async def test_nodes_that_get_other_labels_in_mid_rollout_neither_hold_it_up_nor
         await controlled.reaches(name, "done")
         assert (of_first.state.present.intent, of_last.state.present.intent) == (second, first)
         await controlled.operations.act(name, "back", "")
-        await controlled.reaches(name, "returned")
+        assert (await controlled.reaches(name, "returned")).stuck == ()
         have = {one.name for one in nodes.values() if one.state.present.intent == first}
         assert have == nodes.keys() - {of_first.name}
         assert not any(one.refusals for one in nodes.values())
