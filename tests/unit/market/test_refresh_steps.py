@@ -6,8 +6,10 @@ directory is copied before each, which is what a kill at that moment leaves; a d
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import threading
 import time
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from latticed.kit import files
 from latticed.market import fetch
 from latticed.market.shelf import MarketShelf
+from latticed.model.audit import Actor
 from tests.house import bundles, in_process, indexes, stepping, tuf_repositories
 
 ACME, SOURCE = bundles.author("acme"), bundles.author("source")
@@ -97,6 +100,38 @@ async def test_kill_leaves_the_old_or_the_new_index(kind, tmp_path, steps, monke
             assert await refreshed(home) == new
         shutil.rmtree(root)
     assert (found[0], found[-1], found) == (old, new, sorted(found))
+
+
+async def test_refresh_that_is_cancelled_while_it_places_a_repository_removes_nothing_beside_that(
+    tmp_path, monkeypatch
+):
+    """Else what is placed would lack what was removed of it just then."""
+    placing, go_on, order = threading.Event(), threading.Event(), []
+
+    def put(shelf, *what, original=MarketShelf.put_repository):
+        placing.set()
+        go_on.wait(30)
+        original(shelf, *what)
+        order.append("placed")
+
+    def unstage(shelf, *what, original=MarketShelf.unstage):
+        order.append("unstaged")
+        original(shelf, *what)
+
+    shelf = TufShelf(tmp_path)
+    bundle = bundles.drop(tmp_path / "v", author=ACME, id="acme.demo")
+    shelf.publish(indexes.entry(bundle, f"{shelf.url}acme.demo/"), time.time() - 60)
+    async with in_process.opened(author=ACME, toml=f"[market.sources.local]\n{shelf.settings}") as home:
+        monkeypatch.setattr(MarketShelf, "put_repository", put)
+        monkeypatch.setattr(MarketShelf, "unstage", unstage)
+        refreshing = asyncio.create_task(home.app.api.market().refresh("local", Actor(kind="daemon")))
+        assert await asyncio.to_thread(placing.wait, 30)
+        refreshing.cancel()
+        await asyncio.wait({refreshing}, timeout=0.5)
+        go_on.set()
+        await asyncio.wait({refreshing})
+        assert refreshing.cancelled()
+        assert order == ["placed", "unstaged"]
 
 
 async def shown(home):
