@@ -252,7 +252,15 @@ class UpstreamIngress(Ingress):
 
 def _route(target: Proxied) -> tuple[object, ...]:
     """What two targets have in common when they are of the same route."""
-    return target.plugin_id, target.prefix, target.origin, target.login, target.public, target.token
+    return (
+        target.plugin_id,
+        target.prefix,
+        target.origin,
+        target.service,
+        target.login,
+        target.public,
+        target.token,
+    )
 
 
 def _own(settings: HttpSettings) -> HttpSettings:

@@ -385,6 +385,7 @@ class RouteKeeper:
                     live=lambda: self._may(plugin_id),
                     pinned=lambda: self._pinned(plugin_id, spec),
                     visited=lambda: self._deps.visited(plugin_id),
+                    service=spec.service,
                     inside=functools.partial(self._deps.inside, plugin_id, spec.service) if spec.service else None,
                 )
         # Proxied has no `methods` and `serve`; only the service listener looks into `upstreams`, and it knows that.

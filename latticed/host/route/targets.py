@@ -209,8 +209,9 @@ class Proxied(Value, frozen=True, kw_only=True):
     `login`: the name of the secret with its password; empty: only `public` is served. `token`: the name of the secret
     with what opens `public`; empty: that is open to everybody. `pinned()` is the address to
     connect to, None unless the operator granted `publish` for the origin; `live()`: whether anything may be served now.
-    `visited()` is called for each connection that a visitor's request makes to it (docs/adr/0015). `inside(address)`:
-    for an upstream in a network of its own, a socket of that network, Problem when it has none now; else None.
+    `visited()` is called for each connection that a visitor's request makes to it (docs/adr/0015). `service`: in whose
+    own network the upstream is, empty for the host's; `inside(address)`: a socket of that network, Problem when it has
+    none now; None for the host's.
 
     No `serve`: the service listener streams requests to it instead of collecting them.
     """
@@ -224,6 +225,7 @@ class Proxied(Value, frozen=True, kw_only=True):
     live: Callable[[], bool]
     pinned: Callable[[], Address | None]
     visited: Callable[[], None]
+    service: str = ""
     inside: Callable[[Address], Awaitable[socket.socket]] | None = None
 
 

@@ -519,19 +519,34 @@ async def route_deleted(world, backend):
     await world.call(ID, "route.delete", path=f"{PREFIX}/")
 
 
+async def put_anew(world, backend, **changed):
+    """The route as it is, but for what is `changed`."""
+    wanted = {"origin": backend.origin, "login": "${secret:WEB}", "public": PUBLIC, **changed}
+    await world.put(path=f"{PREFIX}/", target="service", **wanted)
+
+
 async def route_with_another_login(world, backend):
     await world.secrets.set("OTHER", routed.KEPT)
     await world.secrets.bind("OTHER", ID)
-    await world.put(path=f"{PREFIX}/", target="service", origin=backend.origin, login="${secret:OTHER}")
+    await put_anew(world, backend, login="${secret:OTHER}")
 
 
 async def route_to_another_origin(world, backend):
     async with backends.running() as other:
         world.plugins.origins[ID] = (backend.origin, other.origin)
-        await world.put(path=f"{PREFIX}/", target="service", origin=other.origin, login="${secret:WEB}")
+        await put_anew(world, backend, origin=other.origin)
 
 
-@pytest.mark.parametrize("change", [route_deleted, route_with_another_login, route_to_another_origin])
+async def route_into_the_network_of_a_service(world, backend):
+    """The same address is another program there."""
+    world.plugins.networks = lambda *_: True
+    await put_anew(world, backend, service="web")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [route_deleted, route_with_another_login, route_to_another_origin, route_into_the_network_of_a_service],
+)
 async def test_stream_ends_with_the_route_it_came_by(world, backend, session, change):
     """Although its login is still one, and its plugin runs on."""
     async with browsing(world, session) as client, client.get(f"{PREFIX}/sse") as stream:
