@@ -63,7 +63,8 @@ def victim() -> Iterator[dict[str, str]]:
 
         tcp = listening(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0))
         udp = listening(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0))
-        abstract = listening(socket.AF_UNIX, socket.SOCK_STREAM, f"\0latticed-escape-{os.getpid()}")
+        # Of the directory's name: pids are not unique where some runs have pid namespaces of their own.
+        abstract = listening(socket.AF_UNIX, socket.SOCK_STREAM, f"\0latticed-escape-{os.path.basename(home)}")
         listening(socket.AF_UNIX, socket.SOCK_STREAM, f"{home}/socket")
         yield {
             "parent": str(os.getpid()),
