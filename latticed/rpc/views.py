@@ -56,7 +56,7 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         candidate=_candidate(api, record, seen),
         upgrade=_upgrade(api.lifecycle.upgrades.shown.get(record.id)),
         granted=list(record.granted),
-        withheld=list(granting.withheld(record, api.lifecycle.deps.defaults)) or None,
+        withheld=_withheld(api, record) or None,
         builtin=record.builtin,
         verified_at=_time(record.verified_at),
         installed_at=_time(record.installed_at),
@@ -66,6 +66,12 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         updated_at=_time(record.updated_at),
     )
     return wire.encode(view)
+
+
+def _withheld(api: Api, record: Record) -> list[str]:
+    """What else an accepted plugin's manifest asks for and was not granted, as `kind=value`: its hosts among it."""
+    hosts = granting.withheld_hosts(record, presence.manifest_of(record.facts))
+    return [*(f"host={one}" for one in hosts), *granting.withheld(record, api.lifecycle.deps.defaults)]
 
 
 def plugin_row(api: Api, record: Record) -> bytes:

@@ -436,7 +436,12 @@ async def test_hosts_that_are_declared_and_not_granted_are_listed_before_the_ins
     await home.seen(ID)
     declared = ["a.example:443", "b.example:443"]
     assert (await home.ask("GET", f"{URL}/grants"))["withheld_hosts"] == declared
-    await home.decide(ID, "installed", accept=["http:egress"])
+    # latticectl notes what the answer to a decision lists, with the command that grants it.
+    foretold = await home.decide(ID, "installed", accept=["http:egress"], dry_run=True)
+    assert foretold["withheld"] == ["host=a.example:443", "host=b.example:443"]
+    installed = await home.decide(ID, "installed", accept=["http:egress", "host=a.example:443"])
+    assert installed["withheld"] == ["host=b.example:443"]
+    await home.ask("PUT", f"{URL}/grants", {"trim": ["host=a.example:443"]})
     assert (await home.ask("GET", f"{URL}/grants"))["withheld_hosts"] == declared
     found = await home.ask("PUT", f"{URL}/grants", {"grant": ["host=b.example:443"]})
     assert (found["hosts"], found["withheld_hosts"]) == (["b.example:443"], ["a.example:443"])
