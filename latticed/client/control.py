@@ -294,7 +294,8 @@ class ControlClient:
         # Classes before their base classes: ConnectionRefusedError is a ConnectionError.
         match error:
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
-                return Problem("unreachable", f"{who.name} is not running", f"systemctl start {who.unit}; {where}")
+                start = f"systemctl start {who.unit}, or without a unit, in another terminal: {who.unit}"
+                return Problem("unreachable", f"{who.name} is not running", f"{start}; {where}")
             case PermissionError():
                 hint = f"join the group of {self.path} ({who.group}), or run this as root"
                 return Problem("socket_denied", f"{who.name} may be running, but you may not use its socket", hint)

@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any, Final
 
 from latticed.model import capability, consents
+from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -47,8 +48,14 @@ def granting(parser: Parser, *, dry_run: bool = True) -> None:
 
 
 def given(args: Namespace) -> dict[str, Any]:
-    """The request's fields for the given consents, absent where there are none. --dry-run is not among them."""
+    """The request's fields for the given consents, absent where there are none. --dry-run is not among them.
+
+    Problem usage for a capability that there is not: what is so already is answered before the daemon looks at it.
+    """
     fields: dict[str, Any] = {}
+    for name in (one.removeprefix("cap=") for one in args.accept):
+        if "=" not in name and name not in capability.RISKS:
+            raise Problem("usage", f"unknown capability {name[:80]!r}", "latticectl caps lists them")
     if args.accept:
         fields["accept"] = list(dict.fromkeys(args.accept))
     if args.accept_host:

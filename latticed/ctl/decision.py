@@ -12,8 +12,10 @@ from latticed.ctl.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Mapping
 
     from latticed import wire
+    from latticed.ctl.render import Screen
     from latticed.ctl.session import CtlSession
 
 WAIT_S: Final = 60.0
@@ -34,9 +36,14 @@ def change(session: CtlSession, wanted: str, done: str) -> int:
     view = decode.plugin(plain)
     if view.changed is False:
         done = f"already {wanted}" if view.status == wanted else f"already {wanted} (status {view.status})"
-        if agreed.keys() & {"accept", "accept_hosts"}:  # the daemon did nothing at all
-            session.screen.note("nothing was granted by this: use latticectl caps grant")
+        nothing_granted(session.screen, agreed)
     return report(session, plain, done)
+
+
+def nothing_granted(screen: Screen, agreed: Mapping[str, Any]) -> None:
+    """Note that what was consented to was not granted, where the daemon did nothing at all."""
+    if agreed.keys() & {"accept", "accept_hosts"}:
+        screen.note("nothing was granted by this: use latticectl caps grant")
 
 
 def dry_run(args: Namespace) -> dict[str, Any]:

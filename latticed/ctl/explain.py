@@ -183,7 +183,7 @@ def _runtime(view: wire.PluginView | None) -> str | Cell | None:
     elif runtime.message:
         said.append(runtime.message)
     if runtime.restart_count:
-        said.append(f"{runtime.restart_count} restarts")
+        said.append(f"{runtime.restart_count} restart{'s' if runtime.restart_count > 1 else ''}")
     return Cell("; ".join(said), {"armed": "good", "failed": "bad"}.get(runtime.state, ""))
 
 

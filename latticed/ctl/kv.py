@@ -93,8 +93,13 @@ def _list(session: CtlSession) -> int:
     if session.screen.json_wanted:
         session.screen.json({"bucket": session.args.bucket, "keys": list(keys)})
         return ExitCode.OK
+    key = None
     for key in keys:
         session.screen.line(key)
+    if key is None:
+        session.screen.note(f"no such keys in bucket {session.args.bucket}")
+        if not session.args.bucket.startswith("plugin:"):
+            session.screen.hint("what a plugin keeps is in plugin:ID")
     return ExitCode.OK
 
 

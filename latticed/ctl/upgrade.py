@@ -40,7 +40,8 @@ def run(session: CtlSession) -> int:
     """
     args = session.args
     client = session.client()
-    body = {"already_so": True, **consent.given(args), **decision.dry_run(args)}
+    agreed = consent.given(args)
+    body = {"already_so": True, **agreed, **decision.dry_run(args)}
     if args.accept_publisher is not None:  # '' means the unsigned bundle
         body["accept_publisher"] = args.accept_publisher
     if args.retry:
@@ -49,7 +50,10 @@ def run(session: CtlSession) -> int:
         plain = client.post("plugins", "by-id", ask.known_id(args.id), "upgrade", body=body)
     except ApiRefusal as refusal:
         raise decision.with_command(refusal, session) from refusal
-    done = "already up to date" if decode.plugin(plain).changed is False else "upgraded"
+    done = "upgraded"
+    if decode.plugin(plain).changed is False:
+        done = "already up to date"
+        decision.nothing_granted(session.screen, agreed)
     if args.dry_run:
         return decision.report(session, plain, done)
     # Of an upgrade of before this command nothing is said, unless this command has waited for its end.

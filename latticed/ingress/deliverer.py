@@ -175,7 +175,7 @@ class Deliverer:
         found = []
         if not self._running() and (waiting := self.channels.waiting()):
             why = f"{waiting} notifications wait: {FANOUT} is not running"
-            found.append(("notifications_wait", f"{why}: latticectl activate {FANOUT}"))
+            found.append(("notifications_wait", f"{why}: latticectl explain {FANOUT}"))
         for name, reason in self.channels.degraded().items():
             found.append(("channel_degraded", f"channel {name}: {reason}: latticectl notify test {name}"))
         return found

@@ -22,7 +22,9 @@ async def history(ask: Ask) -> HistoryReport:
     """
     record = ask.api.lifecycle.records.get(ask.part("id"))
     if record is None or record.forgotten:
-        raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
+        raise Problem(
+            "not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list, or latticectl rejected"
+        )
     kept = ask.api.history
     ring = kept.of(record.id) or HistoryRing()
     looked = ring.last >= 0

@@ -37,7 +37,7 @@ async def get(ask: Ask) -> web.Response:
     bucket, key = _place(ask)
     value = ask.api.ledger.read(lambda db: rows.get(db, bucket, key))
     if value is None:
-        raise Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}")
+        raise _no_key(ask, bucket, key)
     return web.Response(body=value, content_type="application/octet-stream")
 
 
@@ -55,7 +55,7 @@ async def delete(ask: Ask) -> ValueDeleted:
     await ask.body(Nothing)
     bucket, key = _place(ask)
     if not await _change(ask, "kv.delete", lambda tx: rows.delete(tx, bucket, key)):
-        raise Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}")
+        raise _no_key(ask, bucket, key)
     return {"bucket": bucket, "key": key, "deleted": True}
 
 
@@ -66,6 +66,12 @@ async def keys(ask: Ask) -> KeyPage:
     # One more than is shown, which tells whether another page follows.
     found = ask.api.ledger.read(lambda db: rows.keys(db, bucket, asked.prefix, asked.after, PAGE + 1))
     return {"keys": found[:PAGE], "next": found[PAGE - 1] if len(found) > PAGE else None}
+
+
+def _no_key(ask: Ask, bucket: str, key: str) -> Problem:
+    """Problem not_found; for a plugin's id in the place of its bucket it names that."""
+    hint = f"latticectl kv list plugin:{bucket}" if bucket in ask.api.lifecycle.records else ""
+    return Problem("not_found", f"there is no key {key!r} in bucket {bucket!r}", hint)
 
 
 async def _change(ask: Ask, action: str, change: Callable[[Transaction], Any]) -> Any:

@@ -379,5 +379,7 @@ def _record(ask: Ask) -> Record:
     """The record of the plugin in the path; Problem not_found for an unknown or forgotten one."""
     record = ask.api.lifecycle.records.get(ask.part("id"))
     if record is None or record.forgotten:
-        raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
+        raise Problem(
+            "not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list, or latticectl rejected"
+        )
     return record

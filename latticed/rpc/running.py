@@ -49,7 +49,9 @@ async def invoke(ask: Ask) -> Reply:
     runtime = ask.api.supervisor.runtime(plugin_id)
     # Not by the state alone: while a new version is not armed, the one before it answers.
     if not ask.api.supervisor.answers(plugin_id):
-        raise Problem("not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl info {plugin_id}")
+        raise Problem(
+            "not_armed", f"{plugin_id} is not armed (it is {runtime.state})", f"latticectl explain {plugin_id}"
+        )
     # The record has the payload's size and digest only: it is kept for long, and a payload may hold secrets.
     payload = lines.encode(body.payload)
     detail: dict[str, str | int | bool] = {

@@ -34,7 +34,9 @@ async def usage(ask: Ask) -> UsageReport:
     """
     record = ask.api.lifecycle.records.get(ask.part("id"))
     if record is None or record.forgotten:
-        raise Problem("not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list")
+        raise Problem(
+            "not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list, or latticectl rejected"
+        )
     since_us = ask.api.clock.wall_us() - ask.query(Lookback).days * DAY_US
     actor = str(Actor(kind="plugin", name=record.id))
     made = await contacts.used(ask.api.ledger.read_slow, actor, since_us)

@@ -267,7 +267,7 @@ class Supervisor:
     def _known(self, plugin_id: str) -> Handle:
         """The handle of a plugin, or Problem not_armed."""
         if (handle := self._handles.get(plugin_id)) is None:
-            raise Problem("not_armed", f"{plugin_id} is not armed")
+            raise Problem("not_armed", f"{plugin_id} is not armed", f"latticectl explain {plugin_id}")
         return handle
 
     def _handle(self, plugin: PluginToRun) -> Handle:

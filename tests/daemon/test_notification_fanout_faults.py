@@ -217,7 +217,7 @@ def test_items_wait_while_the_plugin_is_not_active_and_health_says_so(fanout):
     (item,) = fanout.send({"title": "patient", "event": "waits"})
     assert fanout.row(item)["status"] == "queued"
     notes = {one["code"]: one["detail"] for one in daemon.get("/api/health").json()["notes"]}
-    assert "latticectl activate latticed.notify" in notes["notifications_wait"]
+    assert "latticectl explain latticed.notify" in notes["notifications_wait"]
     assert daemon.ctl("activate", fanouts.ID).returncode == 0
     assert fanout.ended(item)[0]["status"] == "done"
 

@@ -23,6 +23,7 @@ def test_missing_daemon_exits_7_as_not_running(ctl, tmp_path):
     assert ran.code == 7
     assert ran.err.startswith("error: the daemon is not running\nhint: ")
     assert str(tmp_path / "none.sock") in ran.err
+    assert "systemctl start latticed, or without a unit, in another terminal: latticed;" in ran.err
     with closing(socket.socket(socket.AF_UNIX)) as dead:
         dead.bind(str(tmp_path / "dead.sock"))
     assert ctl("status", LATTICED_SOCKET=str(tmp_path / "dead.sock")).code == 7

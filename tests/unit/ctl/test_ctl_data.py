@@ -49,6 +49,13 @@ def test_kv_list_follows_all_pages(ctl, api):
     assert len(api.asked) == 4
 
 
+def test_kv_list_of_nothing_says_so_and_where_plugins_keep_theirs(ctl, api):
+    ran = ctl("kv", "list", "acme.demo")
+    assert (ran.code, ran.out) == (0, "")
+    assert ran.err == "no such keys in bucket acme.demo\nhint: what a plugin keeps is in plugin:ID\n"
+    assert ctl("kv", "list", "plugin:acme.demo").err == "no such keys in bucket plugin:acme.demo\n"
+
+
 def test_missing_kv_key_is_not_found(ctl, api):
     assert ctl("kv", "get", "default", "none").code == 4
     assert ctl("kv", "delete", "default", "none").code == 4

@@ -119,6 +119,15 @@ def test_consent_on_a_repeated_decision_is_not_granted(ctl, api):
     assert "use latticectl caps grant" in ctl("install", "acme.demo", "--accept", "kv:read").err
 
 
+def test_consent_on_a_plugin_that_is_up_to_date_is_not_granted(ctl, api):
+    """Neither is a capability that there is not taken for granted."""
+    api.add(status="active")
+    ran = ctl("upgrade", "acme.demo", "--accept", "http:egress")
+    assert "use latticectl caps grant" in ran.err
+    ran = ctl("upgrade", "acme.demo", "--accept", "cap=htp:egress")
+    assert (ran.code, ran.out, "unknown capability 'htp:egress'" in ran.err) == (2, "", True)
+
+
 def test_upgrade_requires_consent_to_a_downgrade(ctl, api):
     api.add(status="installed", candidate=api_server.CANDIDATE)
     assert ctl("upgrade", "acme.demo").out == "acme.demo upgraded: version 1.1.0\n"

@@ -324,7 +324,7 @@ def test_explain_prints_artifact_to_retry_line_by_line(ctl, api):
         status="active",
         activated_at="2025-01-31T08:00:00Z",
         capabilities=["kv:read", "http:egress"],
-        runtime={"state": "armed", "runner": "noop", "health": "healthy", "message": "fine", "restart_count": 2},
+        runtime={"state": "armed", "runner": "noop", "health": "healthy", "message": "fine", "restart_count": 1},
     )
     api.denials = [event(4, **denied(), reason="not granted")]
     ran = ctl("explain", "acme.demo", "--abs-time")
@@ -334,7 +334,7 @@ def test_explain_prints_artifact_to_retry_line_by_line(ctl, api):
         "verdict      verified",
         "decision     active (2025-01-31T08:00:00Z)",
         "not granted  http:egress",
-        "runtime      armed (noop), health healthy; fine; 2 restarts",
+        "runtime      armed (noop), health healthy; fine; 1 restart",
         "last denial  http.do 2025-01-31T08:00:00Z: capability_not_granted: not granted",
         "next retry   -",
         "why          it was denied http:egress, which it declares and nobody granted",

@@ -186,7 +186,8 @@ async def test_everything_waits_while_the_plugin_does_not_run(opened, monkeypatc
     plugin.running = 0
     async with opened(plugin) as it:
         await it.send("t")
-        assert [code for code, _ in it.running.notes()] == ["notifications_wait"]
+        ((code, said),) = it.running.notes()
+        assert (code, said.rpartition(": ")[2]) == ("notifications_wait", "latticectl explain latticed.notify")
         assert await it.states() == {"t": "queued"}
         plugin.running = 2
         await until(lambda: plugin.told == [("a", "t")])

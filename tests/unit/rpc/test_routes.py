@@ -439,3 +439,13 @@ async def test_rejected_bundles_are_listed_up_to_a_limit(home):
         found = await home.ask("GET", f"/api/plugins/rejected{limit}")
         assert [row["name"] for row in found["rows"]] == names
     assert (await home.ask("GET", "/api/plugins/rejected?limit=0")).status == 400
+
+
+async def test_plugins_id_in_the_place_of_its_bucket_is_told_where_its_values_are(home):
+    home.drop()
+    await home.seen("acme.demo")
+    answer = await home.ask("GET", "/api/kv/acme.demo/a")
+    assert (answer.status, answer["hint"]) == (404, "latticectl kv list plugin:acme.demo")
+    assert not (await home.ask("GET", "/api/kv/default/a"))["hint"]
+    invoked = await home.ask("POST", "/api/plugins/by-id/acme.demo/invoke", {"action": "a"})
+    assert (invoked.code, invoked["hint"]) == ("not_armed", "latticectl explain acme.demo")
