@@ -111,6 +111,9 @@ class NftGuard(SystemPlugin):
         async with self._changing:
             before = await self._kept()
             if network not in before:
+                # A helper that ended after it had applied a ban has not said so: that one is not kept.
+                before = {**before, **await self._unkept(network)}
+            if network not in before:
                 hint = "what the configuration bans is lifted there: latticectl config set"
                 raise PluginError(f"{network} was not banned by this action; {hint}")
             made = await self._changed(before, {key: ban for key, ban in before.items() if key != network})
@@ -177,10 +180,19 @@ class NftGuard(SystemPlugin):
         # In threads, here and below: with thousands of bans it takes a tenth of a second.
         return await asyncio.to_thread(_merged, self.config, await self._kept(), int(time.time()))
 
+    async def _unkept(self, network: str) -> Bans:
+        """The ban of this network in the intent that is applied, unless the configuration has one."""
+        return await asyncio.to_thread(_unkept, await self._base(), self.config, network)
+
     async def _applied(self, before: Bans, after: Bans) -> dict[str, Any]:
         """The intent that is applied, with the bans `after` in place of `before`; the configuration with them where no
         plan of ours is.
         """
+        base = await self._base()
+        return await asyncio.to_thread(_exchanged, base, self.config, (before, after), int(time.time()))
+
+    async def _base(self) -> Mapping[str, Any]:
+        """The intent that is applied; the configuration where no plan of ours is."""
         base: Mapping[str, Any] = self.config
         try:
             target = (await self.host.network.state(KIND))["target"] or {}
@@ -190,7 +202,7 @@ class NftGuard(SystemPlugin):
         except HostError as error:
             if error.code not in {"service_unavailable", "not_found"}:
                 raise PluginError(str(error)) from error
-        return await asyncio.to_thread(_exchanged, base, self.config, (before, after), int(time.time()))
+        return base
 
     async def _planned(self, intent: dict[str, Any]) -> Any:
         try:
@@ -274,6 +286,14 @@ def _exchanged(
     bans += [ban for ban in configured if before and ban not in bans and _network_or_empty(ban) in before]
     rest = {key: value for key, value in base.items() if key != "bans"}
     return _merged({**rest, "bans": bans} if bans else rest, after, now_s)
+
+
+def _unkept(base: Mapping[str, Any], config: Mapping[str, Any], network: str) -> Bans:
+    """The ban of a network in `base`; none where `config` has one."""
+    applied, configured = (
+        [ban for ban in one.get("bans", []) if _network_or_empty(ban) == network] for one in (base, config)
+    )
+    return {network: applied[0]} if applied and not configured else {}
 
 
 def _is_ban(ban: Any) -> bool:

@@ -32,6 +32,7 @@ class World:
         self.refuses: dict[str, str] = {}
         self.killed_at = ""
         self.unfinished = False
+        self.is_unheard = False
 
     async def ask(self, method: str, params: dict[str, Any]) -> Any:
         await asyncio.sleep(0)
@@ -53,6 +54,8 @@ class World:
             case "network.apply":
                 self.applied.append(self.plans[params["sha256"]])
                 self.target["confirmed"] = params["sha256"]
+                if self.is_unheard:
+                    raise HostError("service_unavailable", "nothing was applied: helper_unavailable")
                 return {"ok": True, "state": "applying"}
             case "network.plans":
                 if params["sha256"] not in self.plans:
@@ -118,6 +121,21 @@ async def test_ban_that_was_cut_off_while_it_was_applied_is_kept_and_applied_lat
     plugin = world.plugin()
     await plugin._mend(await world.ask("network.state", {}))
     assert set(bans(world.applied[-1])) == set(world.kept())
+
+
+async def test_ban_that_was_applied_by_a_helper_that_did_not_come_to_say_so_can_be_lifted():
+    """One of the configuration is lifted there, as ever."""
+    world = World()
+    await world.plugin().do_ban(ban(ADA))
+    world.is_unheard = True
+    with pytest.raises(PluginError, match="helper_unavailable"):
+        await world.plugin().do_ban(ban(BOB))
+    world.is_unheard = False
+    assert (world.kept(), sorted(bans(world.applied[-1]))) == ([ADA], [ADA, BOB])
+    with pytest.raises(PluginError, match="was not banned by this action"):
+        await world.plugin(bans=[{"address": BOB, "expires_at": SOON}]).do_unban({"address": BOB})
+    await world.plugin().do_unban({"address": BOB})
+    assert (world.kept(), sorted(bans(world.applied[-1]))) == ([ADA], [ADA])
 
 
 async def test_ban_of_an_address_that_is_banned_for_longer_changes_nothing():
