@@ -118,8 +118,8 @@ async def test_bundle_that_verifies_after_refusal_is_recorded():
         await until_told(home, "", target="theirs", action="bundle.verdict")
 
 
-async def test_rejected_bundle_is_shown_as_it_is_now_and_recorded_once():
-    """An author mends one error after the other, and changes the id; the code stays the same."""
+async def test_rejected_bundle_is_shown_as_it_is_now_and_recorded_once(capsys):
+    """In the log, too. An author mends one error after the other, and changes the id; the code stays the same."""
     async with in_process.opened(author=ACME) as home:
         place, rejected = home.plugin_dir / "demo", home.app.api.lifecycle.rejected
 
@@ -140,6 +140,8 @@ async def test_rejected_bundle_is_shown_as_it_is_now_and_recorded_once():
             found = await put(capability, id=plugin_id, capabilities=[capability])
             assert (found.code, found.manifest.id) == ("unknown_capability", plugin_id)
         assert len(told(home, "bundle.verdict", target="demo")) == 2
+    logged = [line for line in capsys.readouterr().out.splitlines() if "verdict_refused" in line]
+    assert ["manifest_invalid" in line for line in logged] == [True, False]
 
 
 async def test_renaming_thousands_of_bundles_does_not_flood_audit():
