@@ -64,7 +64,9 @@ class GatePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """What is known of one node: which release it has, for how long it has been well with it, and how that is."""
+    """What is known of one node: which release it has, for how long it has been well with it, and how that is. `why`:
+    what ails it, for people.
+    """
 
     release: str
     well_s: float
@@ -72,6 +74,7 @@ class NodeReport:
     denials_per_minute: float = 0.0
     restarts: int = 0
     present: bool = True
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,10 +238,12 @@ def _gated(
     touched = [node for node in rollout.touched if node not in gone]
     unwell = _those(rollout, touched, reports, NodeOutcome.UNWELL, waited_s=waited_s)
     if len(unwell) > policy.unwell_share * len(touched):
-        reason = f"{len(unwell)} of {len(touched)} nodes are not well, such as {unwell[0]}"
+        report = reports.get(unwell[0])
+        why = f": {report.why}" if report is not None and report.why else ""
+        reason = f"{len(unwell)} of {len(touched)} nodes are not well, such as {unwell[0]}{why}"
         if any(rollout.back(node) for node in touched):
             return returning(rollout, reason)
-        return halted(rollout, f"{reason}, and none has a way back")
+        return halted(rollout, f"none has a way back, and {reason}")
     wave = [node for node in rollout.waves[rollout.wave] if node not in gone]
     away = _those(rollout, wave, reports, NodeOutcome.AWAY, waited_s=waited_s)
     if len(away) > policy.away_share * len(wave):

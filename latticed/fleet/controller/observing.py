@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from latticed.fleet import documents
 from latticed.fleet.documents import Malformed, NodeStatus
 from latticed.fleet.rollout import NodeReport
+from latticed.kit.text import sanitise
 from latticed.model.verdict import Code
 
 if TYPE_CHECKING:
@@ -201,6 +202,7 @@ def report(
         denials_per_minute=sum(seen.rates.values()),
         restarts=restarts(seen, status),
         present=present,
+        why=sanitise("; ".join(troubles(status)), 200),
     )
 
 

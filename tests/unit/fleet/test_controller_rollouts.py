@@ -55,6 +55,8 @@ async def test_bad_release_touches_its_first_wave_alone_and_is_back_by_itself(fl
         name = await controlled.roll(worse)
         back = await controlled.reaches(name, "returned")
         assert "not well" in back.reason
+        # Once it is back no host says it any more.
+        assert "acme.demo: candidate_bad given up on this host: unhealthy" in back.reason
         touched = [one for one in nodes.values() if len(one.seen) == 3]
         assert len(touched) == back.waves[0].nodes == 2
         assert all(len(one.seen) == 1 for one in nodes.values() if one not in touched)
