@@ -33,7 +33,7 @@ LOW_BYTES: Final = 256 << 20
 _COLUMNS: Final = (
     Column(title="CHECK"),
     Column(title="IS"),
-    Column(title="FOUND", shrinks=True),
+    Column(title="FOUND"),
     Column(title="WHAT HELPS"),
 )
 _SYSTEMCTL_S: Final = 10.0

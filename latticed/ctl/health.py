@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 EXAMPLES: Final = examples("latticectl health", "latticectl health --check || echo 'not well'")
 
-_MISSING: Final = (Column(title="NOT GIVEN"), Column(title="WHY"), Column(title="WHAT HELPS", shrinks=True))
-_NOTES: Final = (Column(title="NOTE"), Column(title="DETAIL", shrinks=True))
-_COLUMNS: Final = (Column(title="PROBLEM"), Column(title="DETAIL", shrinks=True))
+_MISSING: Final = (Column(title="NOT GIVEN"), Column(title="WHY"), Column(title="WHAT HELPS"))
+_NOTES: Final = (Column(title="NOTE"), Column(title="DETAIL"))
+_COLUMNS: Final = (Column(title="PROBLEM"), Column(title="DETAIL"))
 
 
 def arguments(parser: Parser) -> None:

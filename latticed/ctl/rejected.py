@@ -38,7 +38,7 @@ def run(session: CtlSession) -> int:
     if not rows:
         screen.note("no bundle is refused")
         return ExitCode.OK
-    columns = (*_COLUMNS, Column(title="HINT", shrinks=True)) if session.args.hints else _COLUMNS
+    columns = (*_COLUMNS, Column(title="HINT")) if session.args.hints else _COLUMNS
     screen.rows(
         columns,
         ((row.name, row.id, row.version, Cell(row.code, "bad"), row.reason, row.hint)[: len(columns)] for row in rows),

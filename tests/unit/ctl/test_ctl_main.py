@@ -259,12 +259,33 @@ def test_output_is_coloured_and_cut_on_terminals_only(api):
     assert b"\x1b" not in piped
 
 
-def _on_terminal(api: api_server.Api, **more: str) -> bytes:
+def test_what_helps_is_whole_on_a_narrow_terminal(api):
+    """A cure that is cut helps nobody; neither does one without what was found."""
+    helps = "latticectl wanted --by somebody with a narrow terminal"
+    api.rejected = [{"name": "bad", "code": "unreadable", "reason": "r" * 200, "hint": helps}]
+    api.health = (
+        200,
+        {
+            "status": "ok",
+            "problems": [{"code": "a", "detail": f"problem: {helps}"}],
+            "notes": [{"code": "b", "detail": f"note: {helps}"}],
+            "sandbox": {"level": "isolated", "missing": [{"token": "cgroup", "step": "w" * 40, "fix": helps}]},
+        },
+    )
+    assert helps in _on_terminal(api, "rejected", "--hints", COLUMNS="60").decode()
+    health = _on_terminal(api, "health", COLUMNS="60").decode()
+    assert (f"problem: {helps}" in health, f"note: {helps}" in health, health.count(helps)) == (True, True, 3)
+    doctor = _on_terminal(api, "doctor", COLUMNS="60", code=3).decode()
+    assert f"a: problem: {helps}" in doctor
+    assert helps in next(line for line in doctor.splitlines() if line.startswith("cgroups"))
+
+
+def _on_terminal(api: api_server.Api, *words: str, code: int = 0, **more: str) -> bytes:
     master, slave = os.openpty()
+    env = environ(api, TERM="xterm", LANG="C.UTF-8", **more)
     try:
-        subprocess.run(
-            [*COMMAND, "rejected"], stdout=slave, env=environ(api, TERM="xterm", LANG="C.UTF-8", **more), check=True
-        )
+        done = subprocess.run([*COMMAND, *(words or ("rejected",))], stdout=slave, env=env, check=False)
+        assert done.returncode == code
     finally:
         found = terminals.shown(master, slave)
     return found
