@@ -14,7 +14,7 @@ from latticed.model import capability
 from latticed.model.errors import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from latticed.ctl.session import CtlSession
 
@@ -186,10 +186,25 @@ def _search(session: CtlSession) -> int:
         plain = replies.mapping(client.get("market", "plugins", query=query), "plugins")
         rows += replies.rows(plain.get("plugins"), "list of plugins")
         after = plain.get("next")
+    return _listed(session, rows, _OFFERS, _offer, none="no index has such a plugin")
+
+
+def _listed(
+    session: CtlSession,
+    rows: list[dict[str, Any]],
+    columns: Sequence[Column],
+    cells: Callable[[dict[str, Any]], tuple[str | Cell, ...]],
+    *,
+    none: str,
+) -> int:
+    """Print plugins of indexes; without any `none`, and where the indexes are told of."""
     if session.screen.json_wanted:
         session.screen.json(rows)
+    elif rows:
+        session.screen.rows(columns, [cells(row) for row in rows])
     else:
-        session.screen.rows(_OFFERS, [_offer(row) for row in rows])
+        session.screen.note(none)
+        session.screen.hint("latticectl market sources shows the indexes")
     return ExitCode.OK
 
 
@@ -360,11 +375,7 @@ def _outdated(session: CtlSession) -> int:
     rows = replies.rows(
         replies.mapping(session.client().get("market", "outdated"), "plugins").get("plugins"), "plugins"
     )
-    if session.screen.json_wanted:
-        session.screen.json(rows)
-        return ExitCode.OK
-    session.screen.rows(_OUTDATED, [_behind(row) for row in rows])
-    return ExitCode.OK
+    return _listed(session, rows, _OUTDATED, _behind, none="no plugin could be newer")
 
 
 def _behind(row: dict[str, Any]) -> tuple[str | Cell, ...]:

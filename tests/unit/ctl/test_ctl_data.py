@@ -314,3 +314,13 @@ def test_result_that_no_code_holds_is_said(ctl, api, result, code, said):
     ran = ctl("invoke", "acme.demo", "issue", "--qr")
     assert (ran.code, ran.data) == (code, b"")
     assert said in ran.err
+
+
+def test_market_search_and_outdated_that_find_nothing_say_so_and_where_to_look(ctl, api):
+    """A table of its titles alone does not tell whether there is an index at all."""
+    for verb, said in (("search", "no index has such a plugin"), ("outdated", "no plugin could be newer")):
+        answer = {"plugins": [], "next": None}
+        api.override["GET market/plugins" if verb == "search" else "GET market/outdated"] = 200, answer
+        ran = ctl("market", verb)
+        assert (ran.code, ran.out, ran.err) == (0, "", f"{said}\nhint: latticectl market sources shows the indexes\n")
+        assert ctl("market", verb, "--format", "json").json == []
