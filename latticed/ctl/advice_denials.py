@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from latticed.ctl import codes, replies
 from latticed.ctl.advice_failures import Advice
-from latticed.model import egress, hostcall
+from latticed.model import egress, hostcall, permits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ def suffered(
         # Second pass: other failures, as far as they are of this instance and have not gone away.
         if row.target in working or _granted(row, grants) or row.ts < (started_at or ""):
             continue
-        if (found := _of_call(plugin_id, row)) is not None:
+        if (found := _of_call(plugin_id, row, replies.texts(causes.get("missing_secrets") or []))) is not None:
             return found
     return None
 
@@ -56,7 +56,7 @@ def of_dns(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
 
 
 def _access(plugin_id: str, row: wire.AuditRow, grants: Mapping[str, Any]) -> Advice | None:
-    """Advice on a denial for want of a capability, host or origin that is still not effective, else None."""
+    """Advice on a denial for want of a capability, host or permit that is still not effective, else None."""
     needed = hostcall.CAPABILITY_OF.get(row.target, "")
     if row.code == hostcall.Denial.CAPABILITY_NOT_GRANTED and needed in replies.texts(grants.get("masked")):
         why = f"it was denied {needed}, which it declares and nobody granted"
@@ -66,7 +66,8 @@ def _access(plugin_id: str, row: wire.AuditRow, grants: Mapping[str, Any]) -> Ad
         command = shlex.join(["latticectl", "upgrade", plugin_id, "--accept", needed])
         return Advice(f"{why}; with that bundle in the plugin directory", command)
     fix = str(row.detail.get(hostcall.FIX) or "")
-    if fix.startswith(("host=", "origin=")) and not _granted(row, grants):
+    # What the plugin named need not be what can be granted.
+    if (fix.startswith("host=") or permits.fault(fix) is None) and not _granted(row, grants):
         return Advice(f"{row.target} was denied: {row.reason}", _grant(plugin_id, fix))
     return None
 
@@ -76,8 +77,10 @@ def _granted(row: wire.AuditRow, grants: Mapping[str, Any]) -> bool:
     if row.code in {hostcall.Denial.CAPABILITY_NOT_GRANTED, hostcall.Denial.CAPABILITY_DENIED}:
         return True  # otherwise `_access` would have returned advice
     kind, _, value = str(row.detail.get(hostcall.FIX) or "").partition("=")
-    if kind == "origin":
-        return f"origin={value}" in replies.texts(grants.get("permits") or [])
+    if kind in permits.EXPECTED:
+        return f"{kind}={value}" in replies.texts(grants.get("permits") or []) or (
+            kind == permits.PREFIX and value in replies.texts((grants.get("accepted") or {}).get("prefixes") or [])
+        )
     return kind == "host" and _covered(value, replies.texts(grants.get("hosts")), row.reason)
 
 
@@ -89,12 +92,13 @@ def _covered(value: str, granted: Sequence[str], reason: str) -> bool:
     return any(one == value or egress.covers(one, host.strip("[]"), int(port or 0)) for one in granted)
 
 
-def _of_call(plugin_id: str, row: wire.AuditRow) -> Advice | None:
+def _of_call(plugin_id: str, row: wire.AuditRow, missing_secrets: Sequence[str]) -> Advice | None:
     """Advice on a call that failed for another reason than a missing grant."""
     why = f"{row.target} was denied when it last called it: {row.code}: {row.reason}"
     kind, _, value = str(row.detail.get(hostcall.FIX) or "").partition("=")
     if kind == "secret":
-        return Advice(why, shlex.join(["latticectl", "secret", "bind", value, plugin_id]))
+        set_ = f"{shlex.join(['latticectl', 'secret', 'set', value])} && " if value in missing_secrets else ""
+        return Advice(why, set_ + shlex.join(["latticectl", "secret", "bind", value, plugin_id]))
     if row.target not in hostcall.CAPABILITY_OF:
         return Advice(f"it calls {row.target}, which this version of latticed does not have", "latticectl version")
     if row.code == hostcall.Denial.NOT_FOUND:  # an ordinary answer, such as for a missing key
@@ -108,4 +112,6 @@ def _of_call(plugin_id: str, row: wire.AuditRow) -> Advice | None:
 
 def _grant(plugin_id: str, permit: str) -> str:
     """The command that grants one permit."""
-    return shlex.join(["latticectl", "caps", "grant", plugin_id, permit])
+    kind, _, value = permit.partition("=")
+    force = ["--force"] if kind == permits.ORIGIN and egress.is_metadata(egress.origin(value)) else []
+    return shlex.join(["latticectl", "caps", "grant", plugin_id, permit, *force])

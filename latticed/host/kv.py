@@ -137,7 +137,8 @@ class KvCalls:
             if granted:
                 return bucket
             help_ = f"latticectl caps grant {caller.plugin_id} bucket={text.sanitise(bucket, 140)}"
-            raise HostError(Denial.BAD_PARAMS, f"expected a bucket that this plugin may read ({help_})")
+            message = f"expected a bucket that this plugin may read ({help_})"
+            raise HostError(Denial.BAD_PARAMS, message, fix=f"bucket={bucket}")
         # Operators' buckets are for workers alone.
         if not (caller.buckets and (granted or bucket in caller.buckets)):
             raise HostError(Denial.BAD_PARAMS, "expected a bucket that this plugin may read")

@@ -143,8 +143,11 @@ class Permissions:
             return False
         if reader == owner:
             return True
-        shared = owner in permits.of_kind(self.permits(reader), permits.SHARE)
-        return shared and self.may(reader, "static:read")
+        return self.shares(reader, owner) and self.may(reader, "static:read")
+
+    def shares(self, reader: str, owner: str) -> bool:
+        """Whether the files of `owner` are granted to `reader`."""
+        return owner in permits.of_kind(self.permits(reader), permits.SHARE)
 
     def published(self, plugin_id: str) -> EgressRights:
         """Where its routes may lead to. Origins bound for its own requests are not included."""

@@ -118,6 +118,7 @@ class HostServices:
             limits=settings.static,
             publisher=permissions.publisher,
             may_read=permissions.may_read,
+            shares=permissions.shares,
         )
         # One guard for all services, so that no service has rules of its own for where a connection may go.
         guard = Guard()

@@ -10,6 +10,7 @@ from latticed.ledger import audit as rows
 from latticed.model.audit import Actor
 from latticed.model.chain import DECISIONS
 from latticed.model.errors import Problem
+from latticed.model.hostcall import FIX
 from latticed.model.lifecycle import Status
 from latticed.model.runtime import RuntimeState
 
@@ -60,6 +61,7 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
         "signs": signs(line for line in lines if line.at >= record.updated_at),
         "working": await _working(api, record, {str(row["target"]) for row in denials}),
         "ended": await _ended(api, record),
+        "missing_secrets": _missing_secrets(api, denials),
     }
 
 
@@ -89,6 +91,12 @@ async def _upgrade(api: Api, record: Record) -> Refusal | None:
     except Problem as problem:
         return _told(problem.fault)
     return None
+
+
+def _missing_secrets(api: Api, denials: Sequence[dict[str, Any]]) -> list[str]:
+    """The secrets that denied calls named and that nobody has set, by name."""
+    fixes = [str(row["detail"].get(FIX, "")).partition("=") for row in denials]
+    return sorted({name for kind, _, name in fixes if kind == "secret"} - {one.name for one in api.secrets.known()})
 
 
 def _told(fault: Fault) -> Refusal:

@@ -274,7 +274,8 @@ class Causes(TypedDict):
     """What keeps a plugin from its next step, or from what it tries.
 
     `refusal`: why an install or activation would be refused now, `upgrade`: the same of an upgrade to its candidate;
-    `working`: calls among the last denials that were allowed since; `ended`: the failure before its last restart.
+    `working`: calls among the last denials that were allowed since; `ended`: the failure before its last restart;
+    `missing_secrets`: those that denied calls named and that nobody has set.
     """
 
     refusal: Refusal | None
@@ -283,6 +284,7 @@ class Causes(TypedDict):
     signs: list[Sign]
     working: list[str]
     ended: LastEnd | None
+    missing_secrets: list[str]
 
 
 class ScheduleView(TypedDict):

@@ -41,6 +41,13 @@ breaker_failures = 2
 
 [watch]
 quiet_s = 0.01
+
+[http]
+listen = "127.0.0.1:0"
+service_listen = "127.0.0.1:0"
+
+[service.programs]
+sh = "/bin/sh"
 """
 SPEAKS = bundles.ARTIFACT
 """A program that starts and keeps running."""
@@ -90,9 +97,10 @@ class World:
         return answer.json()
 
     def latticectl(self, *words: str) -> tuple[int, str]:
-        """Run latticectl in this process, which is faster; its exit code and stdout."""
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        """Run latticectl in this process, which is faster; its exit code and stdout. A value is on stdin."""
+        out, given = io.StringIO(), io.TextIOWrapper(io.BytesIO(b"a long secret value"))
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            patch.setattr("sys.stdin", given)
             code = main.main(["--socket", str(self.place.socket), "--config", str(self.config), *words])
         return code, out.getvalue()
 
@@ -594,6 +602,8 @@ Test().run()
 """
 )
 TRIES = {"artifact": TRYING, "capabilities": ["http:egress", "kv:read", "kv:write", "log:write"]}
+HOSTLY = ("static:write", "task:run")
+PUTS = {"artifact": TRYING, "capabilities": ["static:read", *HOSTLY, "worker:route"]}
 WEB = ("http.do", ("http:egress",))
 DENIED = (
     Case(
@@ -646,6 +656,65 @@ DENIED = (
             attempt(w, n, "http.do", {"url": "https://8.8.8.8/", "header": {"Authorization": "${secret:TOKEN}"}}),
         ),
         left=None,
+    ),
+    Case(
+        name="unset",
+        command="latticectl secret set UNSET && latticectl secret bind UNSET acme.unset",
+        before=dropped(**TRIES, v2=False),
+        after=lambda w, n: (
+            w.up(f"acme.{n}", accept=["http:egress"], accept_hosts=["8.8.8.8:443"]),
+            attempt(w, n, "http.do", {"url": "https://8.8.8.8/", "header": {"Authorization": "${secret:UNSET}"}}),
+        ),
+        left=None,
+    ),
+    Case(
+        name="metadata",
+        command="latticectl caps grant acme.metadata origin=http://169.254.169.254:80 --force",
+        before=dropped(**TRIES, v2=False),
+        after=lambda w, n: (
+            w.up(f"acme.{n}", accept=["http:egress"], accept_hosts=["169.254.169.254:80"]),
+            attempt(w, n, "http.do", {"url": "http://169.254.169.254/"}),
+        ),
+        left="",
+    ),
+    Case(
+        name="curious",
+        command="latticectl caps grant acme.curious bucket=plugin:acme.other",
+        before=dropped(**TRIES),
+        after=denied("kv.get", key="a", bucket="plugin:acme.other"),
+        left="",
+    ),
+    Case(
+        name="elsewhere",
+        command="latticectl caps grant acme.elsewhere prefix=/elsewhere/",
+        before=dropped(**PUTS),
+        after=denied("route.put", path="/elsewhere/", target="template", template="hello"),
+        left="",
+    ),
+    Case(
+        name="in-front",
+        command="latticectl caps grant acme.in-front publish=http://127.0.0.1:PORT",
+        before=dropped(**PUTS),
+        after=denied("route.put", path="/acme.in-front/", target="service", origin=HOME.rstrip("/"), public=["/**"]),
+        left="",
+    ),
+    Case(
+        name="coloured",
+        command="latticectl caps grant acme.coloured env=COLOUR",
+        before=dropped(**PUTS),
+        after=denied("service.put", HOSTLY, name="n", program="sh", environment={"COLOUR": "red"}),
+        left="",
+    ),
+    Case(
+        name="borrower",
+        command="latticectl caps grant acme.borrower share=acme.lender",
+        before=lambda w, n: (w.drop(n, **PUTS), w.drop("lender", **PUTS)),
+        after=lambda w, n: (
+            w.up("acme.lender", accept=HOSTLY),
+            w.up(f"acme.{n}", accept=HOSTLY),
+            attempt(w, n, "static.list", {"plugin": "acme.lender"}),
+        ),
+        left="",
     ),
     Case(
         name="ahead",

@@ -93,7 +93,8 @@ def checked(
     for name, value in asked.environment.items():
         if name not in variables:
             shown = text.sanitise(name, 80)
-            raise bad("environment", f"variables that the operator granted, found {shown} (caps grant ID env={shown})")
+            expected = f"variables that the operator granted, found {shown} (caps grant ID env={shown})"
+            raise bad("environment", expected, fix=f"env={name}")
         _check_text("environment", value)
     for one in asked.args:
         _check_text("args", one)
@@ -144,9 +145,9 @@ def decode(stored: str) -> ProgramSpec:
     return msgspec.json.decode(stored, type=ProgramSpec)
 
 
-def bad(name: str, expected: str) -> HostError:
-    """HostError bad_params for a field: `name: expected …`."""
-    return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}")
+def bad(name: str, expected: str, *, fix: str = "") -> HostError:
+    """HostError bad_params for a field: `name: expected …`; `fix` as in HostError."""
+    return HostError(Denial.BAD_PARAMS, f"{name}: expected {expected}", fix=fix)
 
 
 def _check_text(what: str, value: str) -> None:

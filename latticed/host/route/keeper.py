@@ -17,7 +17,6 @@ from latticed.host.route import public_token
 from latticed.host.route import spec as route_spec
 from latticed.host.route import table as prefixes
 from latticed.host.route.targets import FilesServed, Invoked, Proxied, Templated, compiled
-from latticed.host.static import calls as static_calls
 from latticed.kit import logs, passwords
 from latticed.kit.tasks import BackgroundTasks
 from latticed.kit.value import Value
@@ -170,7 +169,7 @@ class RouteKeeper:
         if spec.target == "service":
             self._check_service(plugin_id, spec)
         if spec.target == "static" and not self._leads_somewhere(plugin_id, spec):
-            raise HostError(Denial.BAD_PARAMS, static_calls.not_shared(spec.plugin or plugin_id))
+            raise self._deps.files.not_shared(plugin_id, spec.plugin or plugin_id)
         route = await asyncio.to_thread(self._stored_route, plugin_id, spec)
         await self._change(self._replace(route))
         # After the lock is released: other changes do not wait for the listener.
@@ -323,6 +322,7 @@ class RouteKeeper:
             raise HostError(
                 Denial.EGRESS_BLOCKED,
                 f"origin: the operator does not let routes lead to {spec.origin} (caps grant ID publish={spec.origin})",
+                fix=f"publish={spec.origin}",
             )
         # The values are checked, and not kept: the listener asks for them again at each login and each request.
         for what, name, why_not in (
@@ -339,7 +339,9 @@ class RouteKeeper:
         try:
             self._claim(route)
         except Problem as problem:
-            raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.reason}") from problem
+            path = route.spec.path
+            fix = "" if self._may_have(route.plugin_id, path) else f"prefix={path}"
+            raise HostError(Denial.BAD_PARAMS, f"{problem.code}: {problem.reason}", fix=fix) from problem
         # Encoded here, not in the transaction, which runs on the ledger's thread and holds up other writes.
         encoded, now_us = route_spec.encoded(route.spec), self._clock.wall_us()
         if old is not None:

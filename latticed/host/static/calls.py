@@ -107,10 +107,11 @@ class StaticCalls:
         limits: Limits,
         publisher: Callable[[str], str] = lambda _owner: "",
         may_read: Callable[[str, str], bool] = lambda reader, owner: reader == owner,
+        shares: Callable[[str, str], bool] = lambda reader, owner: reader == owner,
     ) -> None:
         self._files = StaticFiles(directory)
         self.limits = limits
-        self.may_read = may_read
+        self.may_read, self._shares = may_read, shares
         self._publisher = publisher
         self._slots = asyncio.Semaphore(THREADS)
 
@@ -244,7 +245,14 @@ class StaticCalls:
             return self._directory_of(caller.plugin_id)
         if ids.is_valid(wanted) and self.may_read(caller.plugin_id, wanted):
             return self._directory_of(wanted)
-        raise HostError(Denial.BAD_PARAMS, not_shared(wanted))
+        raise self.not_shared(caller.plugin_id, wanted)
+
+    def not_shared(self, reader: str, owner: str) -> HostError:
+        """The refusal to let `reader` read the files of `owner`, with what helps: the grant, unless there is one."""
+        shown = text.sanitise(owner, 80)
+        reason = f"plugin: the files of {shown!r} are not shared with this plugin, or that one may not publish now"
+        fix = "" if self._shares(reader, owner) else f"share={owner}"
+        return HostError(Denial.BAD_PARAMS, f"{reason} (caps grant ID share={shown})", fix=fix)
 
     def _directory_of(self, plugin_id: str) -> str:
         """The directory of a plugin's files, as `publisher/id`: another publisher of the id must not get them."""
@@ -274,15 +282,6 @@ class StaticCalls:
         # still hangs at a slow disk.
         running.add_done_callback(lambda _: self._slots.release())
         return await asyncio.shield(running)
-
-
-def not_shared(owner: str) -> str:
-    """The message of a refusal to read the files of `owner`, with what helps."""
-    shown = text.sanitise(owner, 80)
-    return (
-        f"plugin: the files of {shown!r} are not shared with this plugin, or that one may not publish now"
-        f" (caps grant ID share={shown})"
-    )
 
 
 def etag(data: bytes) -> str:

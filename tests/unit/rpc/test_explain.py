@@ -36,6 +36,7 @@ async def test_causes_are_in_the_plugin_record_only_with_explain(home):
         "signs": [],
         "working": [],
         "ended": None,
+        "missing_secrets": [],
     }
 
 
