@@ -84,6 +84,8 @@ def _begun(session: CtlSession) -> str:
     if gate:
         body["policy"] = gate
     one = replies.mapping(asked.post("fleet", "rollouts", body=body), "rollout")
+    if stuck := fleet_rollouts.without_way_back(one):
+        session.screen.note(f"{stuck} of {one.get('nodes')} nodes have no way back: where it is bad they keep it")
     if args.no_wait:
         fleet_rollouts.show(session, one)
     return str(one.get("name") or "")

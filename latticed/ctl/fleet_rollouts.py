@@ -90,7 +90,7 @@ def show(session: CtlSession, one: dict[str, Any]) -> None:
             ("state", word(one.get("state"))),
             ("reason", str(one.get("reason") or "")),
             ("intent", str(one.get("intent") or "")),
-            ("before", ", ".join(f"{count} had {short(had) or 'nothing'}" for had, count in _before(one))),
+            ("before", ", ".join(f"{count} {_had(had)}" for had, count in _before(one))),
         ]
     )
     rows = replies.rows(one.get("waves") or [], "list of waves")
@@ -103,6 +103,15 @@ def show(session: CtlSession, one: dict[str, Any]) -> None:
 
 def _before(one: dict[str, Any]) -> list[tuple[str, Any]]:
     return list(replies.mapping(one.get("before") or {}, "what was before").items())
+
+
+def _had(before: str) -> str:
+    return f"had {short(before)}" if before else "can go back to nothing"
+
+
+def without_way_back(one: dict[str, Any]) -> int:
+    """How many of a rollout's nodes keep the release when it goes back."""
+    return next((count for before, count in _before(one) if not before and isinstance(count, int)), 0)
 
 
 def _wave(number: int, wave: dict[str, Any]) -> tuple[str | Cell, ...]:

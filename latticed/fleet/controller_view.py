@@ -399,8 +399,8 @@ class WaveView(_ControllerAnswer, frozen=True, kw_only=True):
 class RolloutView(_ControllerAnswer, frozen=True, kw_only=True):
     """A rollout. `state`: running, halted, returning, returned or done. `wave` from 0: the one that is waited for.
 
-    `before`: what its nodes had, by how many had it (empty key: nothing). `stuck`: nodes that were touched and have no
-    way back, when it goes back.
+    `before`: what its nodes had, by how many had it (empty key: nothing that they could go back to). `stuck`: nodes
+    that were touched and have no way back, when it goes back.
     """
 
     name: str

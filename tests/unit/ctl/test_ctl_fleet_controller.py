@@ -238,7 +238,8 @@ def test_a_rollout_is_followed_to_its_end(ctl, controller, intent):
     assert said[0] == "r1: running, wave 1 of 2, 1 of 1 well, given to 1 of 3 nodes"
     assert said[-1] == "r1: done, wave 2 of 2, 2 of 2 well, given to 3 of 3 nodes"
     assert "2 had 77aa00bb" in ran.out
-    assert "1 had nothing" in ran.out
+    assert "1 can go back to nothing" in ran.out
+    assert "1 of 3 nodes have no way back: where it is bad they keep it" in ran.err
 
 
 @pytest.mark.parametrize(("state", "hint"), [("halted", "fleet resume r1"), ("returned", "--state unwell")])
