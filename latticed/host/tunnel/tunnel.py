@@ -9,6 +9,7 @@ from latticed.host.tunnel import command, credentials, files
 from latticed.host.tunnel import spec as specs
 from latticed.host.tunnel.connector import Connector
 from latticed.kit.clock import rfc3339
+from latticed.processes import waiting
 
 if TYPE_CHECKING:
     from latticed.host.program.supervised import SupervisedProgram
@@ -94,8 +95,10 @@ class KeptTunnel:
         bound = specs.bound(spec, self._deps.origins(self.plugin_id))
         await asyncio.to_thread(credentials.load, self._deps.settings.credentials_dir, spec)  # raises if unusable
         candidate = self._files.of("candidate")
-        await asyncio.to_thread(files.write, candidate.config, files.render(spec, bound, candidate.credentials))
+        config = files.render(spec, bound, candidate.credentials)
         try:
+            # Uncancelled: a thread cannot be cancelled, and would write the file after it has been removed.
+            await waiting.uncancelled(asyncio.to_thread(files.write, candidate.config, config))
             await command.validate(self._deps, candidate.config)
         finally:
             await asyncio.to_thread(candidate.remove)

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import stat
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from latticed.host import permissions
 from latticed.host.call import Caller, HostError
 from latticed.host.program.supervised import ProgramDeps
+from latticed.host.tunnel import files
 from latticed.host.tunnel import spec as specs
 from latticed.host.tunnel.calls import TunnelCalls
 from latticed.host.tunnel.command import TunnelDeps
@@ -349,6 +351,29 @@ async def test_tunnel_validation_is_cancelled_when_plugin_may_not_act(here):
     with pytest.raises(HostError, match="may not have tunnels any more"):
         await asked
     assert (here.row(), here.tunnels.of(A.plugin_id)) == (None, [])
+
+
+async def test_validation_that_is_cancelled_while_its_rules_are_written_leaves_no_file(here, monkeypatch):
+    """A slow disk writes them only then."""
+    writing, go_on, written = threading.Event(), threading.Event(), threading.Event()
+
+    def write(*what, original=files.write):
+        writing.set()
+        go_on.wait(DEADLINE_S)
+        original(*what)
+        written.set()
+
+    monkeypatch.setattr(files, "write", write)
+    asked = asyncio.ensure_future(here.put())
+    assert await asyncio.to_thread(writing.wait, DEADLINE_S)
+    here.allowed.remove(A.plugin_id)
+    here.tunnels.recheck(A.plugin_id)
+    await asyncio.wait({asked}, timeout=0.5)
+    go_on.set()
+    await asyncio.to_thread(written.wait, DEADLINE_S)
+    with pytest.raises(HostError, match="may not have tunnels any more"):
+        await asked
+    assert here.file("candidate.yml") is None
 
 
 def checks():
