@@ -85,9 +85,13 @@ def restore(
     done = restoring.restore(place, source, SystemClock(), consent)
     # From here on the restore is done: the lines only report.
     yield f"restored the backup of {done.created_at}, signed by {done.public_key}"
-    yield f"plugins: {done.records}, of which {done.stricter} came back stricter than the backup has them"
+    yield f"plugins: {done.records}"
+    if done.stricter:
+        yield f"came back stricter than the backup has them: {', '.join(done.stricter)}"
     yield f"stored pairs: {done.pairs}"
-    yield f"what was there before: {settings.state_dir / done.set_aside}"
+    aside = settings.state_dir / done.set_aside
+    if any(aside.iterdir()):  # a new machine had nothing
+        yield f"what was there before: {aside}"
     if done.placed:
         yield f"bundles put into {settings.state_dir / restore_needs.BUNDLES}: {', '.join(done.placed)}"
     lacking = restore_needs.missing(place, settings, records=done.restored, sealed=done.sealed, were_set=done.settings)

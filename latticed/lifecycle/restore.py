@@ -63,15 +63,15 @@ class RestoreConsent:
 class RestoreReport:
     """What was restored.
 
-    `created_at` and `public_key` are the backup's; `records`, `stricter` (records that differ from those in the backup)
-    and `pairs` are counts. `set_aside` names the directory with the replaced state, `placed` the bundle directories
-    made. `restored`, `sealed`, `settings` are for `restore_needs.missing`.
+    `created_at` and `public_key` are the backup's; `records` and `pairs` are counts, `stricter` the ids of records that
+    differ from those in the backup. `set_aside` names the directory with the replaced state, `placed` the bundle
+    directories made. `restored`, `sealed`, `settings` are for `restore_needs.missing`.
     """
 
     created_at: str
     public_key: str
     records: int
-    stricter: int
+    stricter: tuple[str, ...]
     pairs: int
     set_aside: str
     restored: tuple[Record, ...] = ()
@@ -199,7 +199,7 @@ class _Restore:
             created_at=self._manifest.created_at,
             public_key=self._manifest.public_key,
             records=len(before),
-            stricter=len(changed),
+            stricter=tuple(sorted(record.id for record in changed)),
             pairs=sum(entry.name.endswith("/artifact") for entry in self._manifest.entries),
             set_aside=f"replaced-{rfc3339(self._now_us).replace(':', '').replace('-', '')}",
         )
@@ -238,7 +238,7 @@ class _Restore:
                 "created_at": report.created_at,
                 "sha256": sha256,
                 "records": report.records,
-                "stricter": report.stricter,
+                "stricter": len(report.stricter),
                 "set_aside": report.set_aside,
                 "replaced_seq": replaced.last_seq,
                 "replaced_hash": replaced.last_hash,

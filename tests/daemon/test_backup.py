@@ -114,6 +114,7 @@ def test_restore_on_empty_machine_reports_what_is_missing_and_then_runs(place, b
     ran = place.once("--restore", str(backup))
     assert (ran.returncode, ran.stderr) == (0, ""), ran
     assert f"bundles put into {place.state}/bundles: acme.demo\n" in ran.stdout
+    assert "what was there before" not in ran.stdout
     assert f"missing: the trust policy: expected a trust policy at {place.trust}" in ran.stdout
     key = place.home / "secrets.key"
     assert f"missing: the key of 1 secrets: expected it at {key}" in ran.stdout
@@ -159,6 +160,7 @@ def test_restore_keeps_stricter_later_decisions(used, backup, acme):
     used.drop("demo", author=acme, version="1.2.0", capabilities=used_states.CAPABILITIES)
     ran = used.once("--restore", str(backup))
     assert ran.returncode == 0, ran
+    assert "came back stricter than the backup has them: acme.demo\n" in ran.stdout
     with used.running() as daemon:
         record = daemon.plugin()
         assert (record["status"], record["version"]) == ("verified", "1.2.0")
