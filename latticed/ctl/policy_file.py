@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -23,6 +24,7 @@ LOCK_S: Final = 5.0
 """How long to wait for another latticectl that edits the file."""
 _LOCK_PAUSE_S: Final = 0.02
 """Between two attempts to lock."""
+_DISK: Final = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO})
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Neither a link nor a FIFO in the place of the lock file is followed or waited for."""
 _MODE: Final = 0o644
@@ -147,6 +149,8 @@ def write(path: Path, new: policy.TrustPolicy) -> None:
 
 
 def _denied(path: Path, error: OSError) -> Problem:
-    """The Problem for a file that cannot be written."""
+    """The Problem for a file that cannot be written: io_error where nobody could."""
+    if error.errno in _DISK:
+        return Problem("io_error", f"cannot write {path}: {error.strerror or error}")
     hint = "run this as the owner of the trust policy (root)" if isinstance(error, PermissionError) else ""
     return Problem("policy_denied", f"cannot write {path}: {error.strerror or error}", hint)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -228,3 +229,18 @@ def test_trust_show_asks_the_daemon_or_reads_the_file(ctl, api, trust):
     shown = ctl("trust", "show", "--trust", str(trust.path), "--format", "json").json
     assert shown["publishers"] == [{"publisher": "acme", "keys": [ACME], "ids": [], "max_risk": "read"}]
     assert shown.keys() == answer.keys() - {"error"} | {"path"}
+
+
+def test_policy_that_the_disk_does_not_take_is_a_failure_and_no_denial(ctl, trust, monkeypatch):
+    """Exit code 5 is for those who may not."""
+
+    real = os.open
+
+    def read_only(path, *more, **named):
+        if str(path).endswith(".lock"):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(os, "open", read_only)
+    ran = ctl("trust", "remove", "acme", "--trust", str(trust.path))
+    assert (ran.code, "Read-only file system" in ran.err) == (1, True)
