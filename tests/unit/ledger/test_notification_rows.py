@@ -175,6 +175,15 @@ def test_retention_keeps_newest_ended_notifications(tx):
     assert [item.id for item in upkeep.page(tx)] == [waiting, ended[4], ended[3]]
 
 
+def test_retention_makes_room_for_some_more_at_once(tx):
+    ended = [accept(tx).id for _ in range(9)]
+    for number, item_id in enumerate(ended):
+        rows.finish(tx, item_id, "done", now_us=number)
+    assert upkeep.retain(tx, before_us=0, most=9, slack=3) == 0
+    assert upkeep.retain(tx, before_us=0, most=8, slack=3) == 4
+    assert [item.id for item in upkeep.page(tx)] == list(reversed(ended[4:]))
+
+
 def test_sender_of_many_notifications_pushes_out_its_own_ended_ones_alone(tx):
     """Else one plugin could have those of all others forgotten, and with them what was a repeat."""
     theirs = accept(tx, B, dedupe="x").id
