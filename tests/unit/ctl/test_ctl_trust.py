@@ -234,6 +234,7 @@ def test_trust_show_asks_the_daemon_or_reads_the_file(ctl, api, trust):
 def test_policy_that_the_disk_does_not_take_is_a_failure_and_no_denial(ctl, trust, monkeypatch):
     """Exit code 5 is for those who may not."""
 
+    trust("add", "acme", ACME)
     real = os.open
 
     def read_only(path, *more, **named):
