@@ -183,6 +183,8 @@ class PluginView:
     """What a dry run would take, or has: a request with this `identity` takes nothing else."""
     changed: bool | None = None
     """False where what was asked for with `already_so` was so already."""
+    unrecorded: bool | None = None
+    """True while the ledger has not taken the decision that stopped it: the next start could run it again."""
     builtin: bool
     """Whether latticed brings it."""
     verified_at: str | None = None

@@ -63,6 +63,10 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
         screen.json(plain)
     else:
         screen.line(view.id, done + (f": version {view.version}" if view.version else ""), _alive(view))
+    if view.unrecorded:
+        screen.note("error: this cannot be written down yet: if latticed is started anew before it is, it is as before")
+        screen.hint("latticectl health says why")
+        return ExitCode.FAILED
     tone, why = became(view)
     # The decision holds although the start failed, so this is no refusal but a failure.
     if tone == "bad":

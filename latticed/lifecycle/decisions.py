@@ -536,6 +536,7 @@ class Decisions:
         except Problem as problem:
             log.error("decision_not_recorded", plugin_id=after.id, code=problem.code)
             # Retried until the disk takes it, with its event.
+            self.write_behind.unrecorded.add(after.id)
             self.write_behind.save(after.id, event)
 
     @contextlib.asynccontextmanager

@@ -47,6 +47,8 @@ class WriteBehind:
         self._tidying: asyncio.Task[None] | None = None
         self.refused = 0
         """How many records the last write could not save."""
+        self.unrecorded: set[str] = set()
+        """Plugins that were stopped by a decision which the ledger did not take so far."""
 
     def save(self, plugin_id: str, event: Event | None = None) -> None:
         """Have the record of `plugin_id` written soon, with the event that explains its change.
@@ -104,6 +106,8 @@ class WriteBehind:
                 self._pending_events[:0] = events
                 if not self._closed:  # the saver may have ended while nothing was pending
                     self.wake()
+        if written:
+            self.unrecorded -= ids
         self.refused = 0 if written else len(pending)
         return written
 

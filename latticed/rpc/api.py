@@ -68,7 +68,7 @@ Q = TypeVar("Q", bound="QueryParams")
 class ListedPlugin(Value, frozen=True, kw_only=True):
     """A cached row of the lifecycle list as JSON; valid while `source` equals the present values."""
 
-    source: tuple[Record, Presence, Runtime, UpgradeState | None]
+    source: tuple[Record, Presence, Runtime, UpgradeState | None, bool]
     row: bytes
 
 

@@ -64,6 +64,7 @@ def plugin(api: Api, record: Record) -> dict[str, Any]:
         disabled_at=_time(record.disabled_at),
         created_at=_time(record.created_at),
         updated_at=_time(record.updated_at),
+        unrecorded=record.id in api.lifecycle.write_behind.unrecorded or None,
     )
     return wire.encode(view)
 
@@ -75,12 +76,13 @@ def _withheld(api: Api, record: Record) -> list[str]:
 
 
 def plugin_row(api: Api, record: Record) -> bytes:
-    """`plugin` as JSON bytes, cached until the record, presence or runtime changes; ROWS_KEPT rows at most.
+    """`plugin` as JSON bytes, cached until what it is made of changes; ROWS_KEPT rows at most.
 
     What a listing costs: `docs/operate/performance.md`, P7.
     """
     upgraded = api.lifecycle.upgrades.shown.get(record.id)
-    source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id), upgraded
+    unrecorded = record.id in api.lifecycle.write_behind.unrecorded
+    source = record, api.lifecycle.presence(record.id), api.supervisor.runtime(record.id), upgraded, unrecorded
     known = api.shown.get(record.id)
     if known is None or known.source != source:
         row = _COMPACT.encode(plugin(api, record)).encode("ascii")

@@ -166,6 +166,26 @@ def test_acknowledged_decisions_survive_a_replaced_state(daemon):
     assert kept == acknowledged
 
 
+def test_disable_that_cannot_be_recorded_says_so(daemon, acme):
+    """The plugin is stopped all the same; once the state is back it is on record, and a start later, too."""
+    place = daemon.place
+    place.drop(author=acme)
+    daemon.activate()
+    put_back = moved_away(place.state)
+    daemon.until(lambda: "state_replaced" in health(daemon), "health to say that the state is gone")
+    answer = daemon.set_status("disabled").json()
+    assert (answer["status"], answer["runtime"]["state"], answer.get("unrecorded")) == ("disabled", "stopped", True)
+    ran = daemon.ctl("disable", "acme.demo")
+    assert ran.returncode == 1
+    assert "error: this cannot be written down yet" in ran.stderr
+    put_back()
+    daemon.until(lambda: "unrecorded" not in daemon.plugin(), "the decision to be on record")
+    assert daemon.ctl("disable", "acme.demo").returncode == 0
+    daemon.kill()
+    with place.running() as again:
+        assert again.plugin()["status"] == "disabled"
+
+
 @pytest.mark.root
 def test_reload_refuses_an_unusable_socket_group_and_applies_another():
     """An unknown group, or one that the daemon may not give the socket to, keeps the old settings."""
