@@ -92,7 +92,7 @@ class BundleDirectory:
         """Close what is open; closing twice is harmless."""
         self._forget_artifact()
         if self._fd >= 0:
-            os.close(self._fd)
+            files.close_read(self._fd)
             self._fd = -1
 
     def manifest(self) -> bytes:
@@ -107,7 +107,7 @@ class BundleDirectory:
         found = self._try_open(MANIFEST)
         if isinstance(found, BundleRefused):
             raise _worse(found, self._artifact)
-        with files.closing(found):
+        with files.closing_read(found):
             if isinstance(self._artifact, BundleRefused) and self._artifact.code is Code.UNREADABLE:
                 raise self._artifact
             before = self._regular(found, MANIFEST, limit=self._limits.manifest_bytes)
@@ -150,7 +150,7 @@ class BundleDirectory:
         self._artifact = None
         if isinstance(found, BundleRefused):
             raise found
-        with files.closing(found):
+        with files.closing_read(found):
             # Checked again on the descriptor: the name may have been given to another file since it was looked at.
             before = self._regular(found, ARTIFACT, limit=self._limits.artifact_bytes)
             self._check_owner(before, ARTIFACT)
@@ -242,7 +242,7 @@ class BundleDirectory:
     def _forget_artifact(self) -> None:
         """Close the artifact that `manifest` left open, if any."""
         if isinstance(self._artifact, int):
-            os.close(self._artifact)
+            files.close_read(self._artifact)
         self._artifact = None
 
 

@@ -60,12 +60,29 @@ class closing:  # noqa: N801 - used as contextlib's is
         os.close(self._fd)
 
 
+class closing_read(closing):  # noqa: N801 - as above
+    """As `closing`, of a descriptor that is only read from, where `close_read` closes it."""
+
+    __slots__ = ()
+
+    def __exit__(self, *_: object) -> None:
+        close_read(self._fd)
+
+
+def close_read(fd: int) -> None:
+    """Close a descriptor that was only read from. An error of close(2), as of a mount that has just died, says nothing
+    about what was read, and the descriptor is gone all the same.
+    """
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
 def read_at_most(path: Path, limit: int) -> bytes:
     """The bytes of a regular file of at most `limit` bytes, symlinks followed; OSError or ValueError otherwise.
 
     A FIFO or device at `path` is refused without blocking.
     """
-    with closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
+    with closing_read(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
         return read_open(fd, limit)
 
 

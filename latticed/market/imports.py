@@ -254,7 +254,7 @@ class _Archive:
         return self._hash.hexdigest()
 
     def close(self) -> None:
-        os.close(self._fd)
+        files.close_read(self._fd)
 
     @contextlib.contextmanager
     def _judged(self) -> Iterator[None]:

@@ -15,13 +15,13 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-LOOKUP, GETATTR, OPEN, READ, OPENDIR, READDIR = 1, 3, 14, 15, 27, 28
+LOOKUP, GETATTR, OPEN, READ, FLUSH, OPENDIR, READDIR = 1, 3, 14, 15, 25, 27, 28
 _FORGET, _RELEASE, _INIT, _RELEASEDIR, _INTERRUPT, _BATCH_FORGET = 2, 18, 26, 29, 36, 42
 EVERYTHING: Final = frozenset({LOOKUP, GETATTR, OPEN, READ, OPENDIR, READDIR})
 NOBODY: Final = 65534
@@ -38,10 +38,13 @@ needed: Final = pytest.mark.skipif(
 
 
 class Server:
-    """Answers the kernel until it is unmounted. `hangs` are the operations that are never answered."""
+    """Answers the kernel until it is unmounted. `hangs` are the operations that are never answered, `fails` those that
+    are answered with EIO.
+    """
 
-    def __init__(self, fd: int, tree: Mapping[str, bytes], hangs: set[int]) -> None:
+    def __init__(self, fd: int, tree: Mapping[str, bytes], hangs: set[int], fails: Collection[int]) -> None:
         self.hangs = hangs
+        self._fails = fails
         self._fd = fd
         self._nodes: list[tuple[int, str, bytes | None]] = [(0, "", None)]  # parent, name, content; None: a directory
         for path, content in tree.items():
@@ -65,7 +68,8 @@ class Server:
             _, operation, unique, node, *_ = _HEADER.unpack_from(request)
             if operation in self.hangs or operation in {_FORGET, _BATCH_FORGET, _INTERRUPT}:
                 continue
-            answer = self._answer(operation, node, request[_HEADER.size :])
+            failed = operation in self._fails
+            answer = errno.EIO if failed else self._answer(operation, node, request[_HEADER.size :])
             code, data = (-answer, b"") if isinstance(answer, int) else (0, answer)
             with contextlib.suppress(OSError):  # whoever asked has been killed meanwhile
                 os.write(self._fd, struct.pack("=IiQ", 16 + len(data), code, unique) + data)
@@ -122,10 +126,11 @@ def mounted(
     uid: int = 0,
     shared: bool = True,
     hangs: set[int] | None = None,
+    fails: Collection[int] = (),
 ) -> Iterator[Server]:
     """Mount it on `place` for the user `uid`; unless `shared`, no other user can read it, root neither."""
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    server = Server(fd, tree or {}, hangs if hangs is not None else set())
+    server = Server(fd, tree or {}, hangs if hangs is not None else set(), fails)
     options = f"fd={fd},rootmode=40755,user_id={uid},group_id=0" + ",allow_other" * shared
     if _libc.mount(b"stranger", os.fsencode(place), b"fuse", 0, options.encode()):
         number = ctypes.get_errno()

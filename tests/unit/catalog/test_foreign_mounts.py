@@ -70,6 +70,14 @@ async def test_bundle_on_which_something_was_mounted_is_watched_again(plugins: P
         assert seen.catalog.counters["events"] > 0
 
 
+async def test_bundle_whose_file_system_fails_at_close_is_judged_and_nothing_stays_open(plugins: Path) -> None:
+    """As a network mount does that dies while it is read: of that, closing is told an error."""
+    tree = {part: (plugins / "z-other" / part).read_bytes() for part in ("manifest.json", "artifact")}
+    with fuse.mounted(plugins / "evil", tree, fails={fuse.FLUSH}):
+        async with catalogs.watching(plugins, ACME) as seen:
+            await until(lambda: seen.code("plugins/evil") in {"verified", "duplicate_id"})
+
+
 async def test_hanging_mounts_do_not_delay_other_bundles(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the start nor a change of recorded bundles waits for their deadline."""
     monkeypatch.setattr("latticed.catalog.directory.START_WAIT_S", 0.3)
