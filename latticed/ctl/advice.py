@@ -192,6 +192,7 @@ def _active(facts: RemedyFacts, view: wire.PluginView) -> Advice:
     # The first of these that applies. What stderr suggests is a guess, so it comes last.
     found = advice_denials.suffered(facts.plugin_id, facts.denials, facts.grants, facts.causes, runtime.started_at)
     found = found or advice_denials.of_dns(facts.plugin_id, facts.causes)
+    found = found or advice_denials.of_services(facts.plugin_id, facts.causes)
     found = found or _sign(facts)
     if found is not None:
         return found

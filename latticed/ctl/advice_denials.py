@@ -55,6 +55,19 @@ def of_dns(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
     return None
 
 
+def of_services(plugin_id: str, causes: Mapping[str, Any]) -> Advice | None:
+    """Advice on a service that failed for good or may not run; the daemon does not start it again by itself."""
+    services = causes.get("failed_services")
+    for one in services if isinstance(services, list) else []:
+        code = str(one.get("code") or "")
+        known = codes.text_of(code)
+        why = f"its service {one.get('name')} does not run: {code}: {one.get('reason')}"
+        if known is None:
+            return Advice(why, shlex.join(["latticectl", "service", "list", plugin_id]))
+        return Advice(f"{why}; {known.why}", known.command.replace("{id}", plugin_id))
+    return None
+
+
 def _access(plugin_id: str, row: wire.AuditRow, grants: Mapping[str, Any]) -> Advice | None:
     """Advice on a denial for want of a capability, host or permit that is still not effective, else None."""
     needed = hostcall.CAPABILITY_OF.get(row.target, "")

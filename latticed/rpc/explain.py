@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latticed.model.fault import Fault
     from latticed.model.lifecycle import Record
     from latticed.rpc.api import Api
-    from latticed.rpc.responses import Causes, LastEnd, Refusal, Sign
+    from latticed.rpc.responses import Causes, FailedService, LastEnd, Refusal, Sign
     from latticed.runners.output import OutputLine
 
 LINES: Final = 200
@@ -58,6 +58,7 @@ async def causes(api: Api, record: Record, denials: Sequence[dict[str, Any]]) ->
             for one in api.ddns.of(record.id)
             if one.status.state == "denied"
         ],
+        "failed_services": _failed_services(api, record.id),
         "signs": signs(line for line in lines if line.at >= record.updated_at),
         "working": await _working(api, record, {str(row["target"]) for row in denials}),
         "ended": await _ended(api, record),
@@ -97,6 +98,15 @@ def _missing_secrets(api: Api, denials: Sequence[dict[str, Any]]) -> list[str]:
     """The secrets that denied calls named and that nobody has set, by name."""
     fixes = [str(row["detail"].get(FIX, "")).partition("=") for row in denials]
     return sorted({name for kind, _, name in fixes if kind == "secret"} - {one.name for one in api.secrets.known()})
+
+
+def _failed_services(api: Api, plugin_id: str) -> list[FailedService]:
+    """The plugin's services that stay as they are until something is done, by name."""
+    return [
+        {"name": one.name, "code": one.program.error[0], "reason": one.program.error[1]}
+        for one in api.programs.of(plugin_id)
+        if one.program.state in {"failed", "stopped"} and one.program.error is not None
+    ]
 
 
 def _told(fault: Fault) -> Refusal:

@@ -261,6 +261,14 @@ class DeniedRecord(TypedDict):
     reason: str
 
 
+class FailedService(TypedDict):
+    """A service that has failed for good, or that may not run; it is not tried again by itself."""
+
+    name: str
+    code: str
+    reason: str
+
+
 class LastEnd(TypedDict):
     """How the plugin's last process ended; `ts` is the name of `at` until 0.1, kept for one version more."""
 
@@ -281,6 +289,7 @@ class Causes(TypedDict):
     refusal: Refusal | None
     upgrade: Refusal | None
     denied_records: list[DeniedRecord]
+    failed_services: list[FailedService]
     signs: list[Sign]
     working: list[str]
     ended: LastEnd | None

@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ service_listen = "127.0.0.1:0"
 [service.programs]
 sh = "/bin/sh"
 """
+MORE = 'more = "/bin/sh"\n'
+"""A program that is named besides, or is not."""
 SPEAKS = bundles.ARTIFACT
 """A program that starts and keeps running."""
 REVOKED = bundles.ARTIFACT + b"# revoked\n"
@@ -111,6 +114,10 @@ class World:
 
     def run(self, command: str) -> None:
         """What explain printed, as an operator would: `verify` of what is bad says so, everything else succeeds."""
+        if command == "latticed --check-config":
+            checked = self.place.once("--check-config")
+            assert checked.returncode == 0, checked
+            return
         if not command.startswith("latticectl "):
             subprocess.run(["/bin/sh", "-c", command], check=True, capture_output=True, cwd="/")
             return
@@ -734,7 +741,69 @@ DENIED = (
     ),
 )
 
-CASES = (*REFUSED, *TRUST, *DECIDED, *ALIVE, *DENIED)
+# Services that do not run.
+
+PUTTING = (
+    programs.SDK
+    + b"""
+    def started(self):
+        args = ["-c", "sleep 600" if self.kv.get("well") else "exit 3"]
+        self.call("service.put", name="n", program="sh", args=args)
+
+Test().run()
+"""
+)
+SERVES = {"artifact": PUTTING, "capabilities": ["kv:read", "kv:write", "task:run"]}
+
+
+def service_is(world: World, name: str, code: str) -> None:
+    def error() -> Any:
+        rows = world.daemon.get(f"/api/services?plugin=acme.{name}").json()["services"]
+        return rows and rows[0]["state"] in {"failed", "stopped"} and rows[0]["last_error"]
+
+    world.daemon.until(lambda: (error() or {}).get("code") == code, f"the service of {name} to be {code}")
+
+
+def looping(world: World, name: str) -> None:
+    world.up(f"acme.{name}", accept=["kv:read", "task:run"])
+    service_is(world, name, "crash_loop")
+    well(world, name)
+
+
+def named(world: World, more: str) -> None:
+    """Have the settings name the program `more`, or not."""
+    config = world.place.config
+    config.write_text(config.read_text().replace(MORE, "").replace('sh = "/bin/sh"\n', 'sh = "/bin/sh"\n' + more))
+    world.daemon.process.send_signal(signal.SIGHUP)
+
+
+def unnamed(world: World, name: str) -> None:
+    named(world, MORE)
+    world.up(f"acme.{name}", accept=["task:run"])
+    attempt(world, name, "service.put", {"name": "n", "program": "more", "args": ["-c", "sleep 600"]})
+    named(world, "")
+    service_is(world, name, "program_not_allowed")
+
+
+SERVICES = (
+    Case(
+        name="looping",
+        command="latticectl restart acme.looping",
+        before=dropped(**SERVES),
+        after=looping,
+        left="",
+    ),
+    Case(
+        name="program-gone",
+        command="latticed --check-config",
+        before=dropped(**PUTS),
+        after=unnamed,
+        act=lambda w, n: named(w, MORE),
+        left="",
+    ),
+)
+
+CASES = (*REFUSED, *TRUST, *DECIDED, *ALIVE, *DENIED, *SERVICES)
 
 
 class _Web(BaseHTTPRequestHandler):

@@ -33,6 +33,7 @@ async def test_causes_are_in_the_plugin_record_only_with_explain(home):
         "refusal": None,
         "upgrade": None,
         "denied_records": [],
+        "failed_services": [],
         "signs": [],
         "working": [],
         "ended": None,
