@@ -136,10 +136,15 @@ async def _until_signalled(settings: Settings, approvers: Approvers, carry_out: 
     from pathlib import Path
 
     from latticed.kit import executor, logs, os_signals, sd_notify
+    from latticed.model.errors import Problem
     from latticed.plans.server import PlanServer
 
     log = logs.get_logger()
-    notifier, inherited = sd_notify.from_environment(os.environ), sd_notify.listen_fds(os.environ)
+    notifier = sd_notify.from_environment(os.environ)
+    try:
+        inherited = sd_notify.passed_listener(os.environ)
+    except OSError as error:
+        raise Problem("socket_unusable", str(error)) from error
     stop = asyncio.Event()
     # Daemon threads: a hung disk does not keep the process from ending.
     asyncio.get_running_loop().set_default_executor(executor.DaemonThreadExecutor())
@@ -148,11 +153,8 @@ async def _until_signalled(settings: Settings, approvers: Approvers, carry_out: 
         carry_out, approvers=approvers, tick=tick, compare=upkeep.look_for_drift, poll_s=settings.apply.poll_s
     )
     async with contextlib.AsyncExitStack() as stack:
-        if inherited:
-            import socket
-
-            sock = socket.socket(fileno=inherited[0].fd)
-        else:
+        sock = inherited
+        if sock is None:
             path = Path(settings.apply.socket)
             sock = _listen(path)
             stack.callback(path.unlink, missing_ok=True)

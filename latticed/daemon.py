@@ -11,7 +11,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +25,7 @@ from latticed.settings import live
 from latticed.system.registry import BUILTINS
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from latticed.app import App
@@ -211,8 +211,7 @@ async def _run(settings: Settings, make: Callable[..., App]) -> int:
     # All three take their variables out of the environment before any child could inherit them.
     notifier = sd_notify.from_environment(os.environ)
     watchdog_s = sd_notify.watchdog_interval_s(os.environ)
-    passed = sd_notify.listen_fds(os.environ)
-    listener = _listener(passed[0].fd) if passed else None
+    listener = _listener()
     loop = asyncio.get_running_loop()
     # asyncio's own executor joins its threads at the end: one in a system call that hangs would block stopping.
     loop.set_default_executor(DaemonThreadExecutor())
@@ -245,18 +244,12 @@ async def _run(settings: Settings, make: Callable[..., App]) -> int:
     return code
 
 
-def _listener(fd: int) -> socket.socket:
-    """The listening socket that the service manager passed."""
+def _listener() -> socket.socket | None:
+    """The listening socket that the service manager passed, or None; Problem socket_unusable when it is none."""
     try:
-        sock = socket.socket(fileno=fd)
-        fits = (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
-        # socket(7): SO_ACCEPTCONN is 1 only for a listening socket, so Accept=yes in the unit is refused here.
-        if fits and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            return sock
-        sock.close()
-    except OSError:
-        pass
-    raise Problem("socket_unusable", f"expected a listening unix socket at the passed descriptor {fd}, found none")
+        return sd_notify.passed_listener(os.environ)
+    except OSError as error:
+        raise Problem("socket_unusable", str(error)) from error
 
 
 async def _opened(stack: contextlib.AsyncExitStack, app: App, signals: Signals, notifier: Notifier) -> bool:

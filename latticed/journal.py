@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -40,6 +39,7 @@ from latticed.model.errors import Problem
 from latticed.model.hostcall import Denial
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from latticed.settings import Settings
@@ -87,7 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _run(settings: Settings, source: str) -> int:
     """Listen and answer until a signal; the exit code. Problem socket_unusable."""
     notifier = sd_notify.from_environment(os.environ)
-    inherited = sd_notify.listen_fds(os.environ)
+    try:
+        inherited = sd_notify.passed_listener(os.environ)
+    except OSError as error:
+        raise Problem("socket_unusable", str(error)) from error
     stop = asyncio.Event()
     # Daemon threads: a file that cannot be read (a hung disk) does not keep the process from ending.
     asyncio.get_running_loop().set_default_executor(executor.DaemonThreadExecutor())
@@ -98,10 +101,9 @@ async def _run(settings: Settings, source: str) -> int:
     )
     async with contextlib.AsyncExitStack() as stack:
         path = journal_client.socket_path(settings)
-        if inherited:
-            # Socket activation (sd_listen_fds(3)): the path belongs to the service manager and stays.
-            sock = socket.socket(fileno=inherited[0].fd)
-        else:
+        sock = inherited
+        # With socket activation (sd_listen_fds(3)) the path belongs to the service manager and stays.
+        if sock is None:
             sock = _listen(path, settings.runtime_dir)
             # The path is ours: without a listener, a socket file would refuse connections until the next start.
             stack.callback(path.unlink, missing_ok=True)

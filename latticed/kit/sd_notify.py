@@ -132,6 +132,27 @@ def listen_fds(environ: MutableMapping[str, str], *, pid: int | None = None) -> 
     return tuple(found)
 
 
+def passed_listener(environ: MutableMapping[str, str]) -> socket.socket | None:
+    """The listening unix socket passed to this process, the first if there are several; None when none was.
+
+    The variables are removed from `environ` either way. OSError, in words, when what was announced is no such socket.
+    """
+    fd = FIRST_FD
+    try:
+        if not (passed := listen_fds(environ)):
+            return None
+        fd = passed[0].fd
+        sock = socket.socket(fileno=fd)
+        fits = (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM)
+        # socket(7): SO_ACCEPTCONN is 1 only for a listening socket, so Accept=yes in the unit is refused here.
+        if fits and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return sock
+        sock.detach()  # the number may be of something else that this process has opened
+    except OSError:
+        pass
+    raise OSError(f"expected a listening unix socket at the passed descriptor {fd}, found none")
+
+
 def _status(status: str) -> dict[str, str]:
     """The variable STATUS= of sd_notify(3), escaped and cut; none for an empty text."""
     # sanitise escapes newlines, each of which would begin another variable: a text from elsewhere must not say READY=1.

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -418,6 +419,18 @@ def test_socket_and_readiness_of_a_service_manager(place):
         helper.terminate()
         assert helper.wait(processes.PATIENCE_S) == 0
         assert path.exists()
+
+
+def test_announced_socket_that_is_not_open_is_told(place):
+    """LISTEN_FDS with descriptor 3 closed, or a file, or with more than are open."""
+    place.write_settings()
+    for count, opened in ((1, "<&-"), (1, "</dev/null"), (50, "<&-")):
+        shell = f'export LISTEN_FDS={count} LISTEN_PID=$$; exec 3{opened}; exec "$@"'
+        command = ["/bin/sh", "-c", shell, "sh", *place.command()]
+        ran = subprocess.run(command, env=place.env, capture_output=True, text=True, check=False)
+        words = "latticed-apply: socket_unusable: expected a listening unix socket at"
+        assert (ran.returncode, ran.stderr.startswith(words)) == (1, True), ran.stderr
+        assert "Traceback" not in ran.stderr
 
 
 def test_boot_restores_what_was_confirmed(place):

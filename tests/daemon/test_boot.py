@@ -215,6 +215,16 @@ def test_socket_passed_by_service_manager_is_used(place):
             assert again.get("/api/health").status == 200
 
 
+def test_announced_socket_that_is_not_open_is_told(place):
+    """LISTEN_FDS with descriptor 3 closed, or a file, or with more than are open: an exit status and no traceback."""
+    for count, opened in ((1, "<&-"), (1, "</dev/null"), (50, "<&-")):
+        shell = f'export LISTEN_FDS={count} LISTEN_PID=$$; exec 3{opened}; exec "$@"'
+        ran = place.ran(["/bin/sh", "-c", shell, "sh", *place.command()])
+        assert ran.returncode == 1, ran
+        assert ran.stderr.startswith("latticed: socket_unusable: expected a listening unix socket at"), ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
 def test_watchdog_is_pinged_at_half_its_interval(place):
     """The test waits for two pings."""
     place.env["WATCHDOG_USEC"] = "500000"

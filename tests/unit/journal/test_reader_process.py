@@ -307,6 +307,19 @@ def test_socket_passed_by_service_manager_is_used_and_kept(place: Place) -> None
     assert place.socket.exists()
 
 
+def test_announced_socket_that_is_not_open_is_told(place: Place) -> None:
+    """LISTEN_FDS with descriptor 3 closed, or a file, or with more than are open."""
+    config = place.home / "latticed.toml"
+    config.write_text(f'runtime_dir = "{place.home}"\n')
+    for count, opened in ((1, "<&-"), (1, "</dev/null"), (50, "<&-")):
+        shell = f'export LISTEN_FDS={count} LISTEN_PID=$$; exec 3{opened}; exec "$@"'
+        command = ["/bin/sh", "-c", shell, "sh", *journalds.reader_command(config)]
+        ran = subprocess.run(command, capture_output=True, check=False, timeout=processes.PATIENCE_S)
+        words = b"latticed-journal: socket_unusable: expected a listening unix socket at"
+        assert (ran.returncode, ran.stderr.startswith(words)) == (1, True), ran.stderr
+        assert b"Traceback" not in ran.stderr
+
+
 def test_failed_start_prints_its_reason(place: Place) -> None:
     """There is no directory to listen in, or the settings are bad; each has its exit status."""
     config = place.home / "latticed.toml"
