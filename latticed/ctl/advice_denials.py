@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _NOT_OF_PLUGIN: Final = frozenset({"rate_limited", "quota_exceeded", "service_unavailable", "audit_unavailable"})
 """Codes of denials that no grant would lift and the plugin's logs do not explain."""
 
+_CHECK: Final = "latticed --check-config"
+
 
 def suffered(
     plugin_id: str,
@@ -112,6 +114,8 @@ def _of_call(plugin_id: str, row: wire.AuditRow, missing_secrets: Sequence[str])
     if kind == "secret":
         set_ = f"{shlex.join(['latticectl', 'secret', 'set', value])} && " if value in missing_secrets else ""
         return Advice(why, set_ + shlex.join(["latticectl", "secret", "bind", value, plugin_id]))
+    if kind == "setting":
+        return Advice(f"{why}; change {value} in the settings, check them, and reload the daemon", _CHECK)
     if row.target not in hostcall.CAPABILITY_OF:
         return Advice(f"it calls {row.target}, which this version of latticed does not have", "latticectl version")
     if row.code == hostcall.Denial.NOT_FOUND:  # an ordinary answer, such as for a missing key

@@ -96,7 +96,9 @@ def _denial(problem: Problem) -> HostError:
     known = problem.code in hostcall.Denial._value2member_map_
     # A plugin sees documented denials only (contracts §10); other codes are for operators.
     code = hostcall.Denial(problem.code) if known else hostcall.Denial.SERVICE_UNAVAILABLE
-    return HostError(code, problem.reason)
+    # The setting that its hint names, for the operator: plugins see neither.
+    fix = f"setting={problem.hint.removeprefix('set ')}" if problem.hint.startswith("set ") else ""
+    return HostError(code, problem.reason, fix=fix)
 
 
 def table(served: Iterable[Served]) -> Mapping[str, Served]:

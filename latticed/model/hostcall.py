@@ -98,8 +98,8 @@ class Denial(StrEnum):
 class Denied(Fault):
     """A host call that is not carried out.
 
-    `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind it); recorded, and never shown to the
-    plugin.
+    `fix`: what an operator could grant, as `kind=value` (`secret=NAME`: bind it; `setting=NAME`: change it); recorded,
+    and never shown to the plugin.
     """
 
     code: Denial

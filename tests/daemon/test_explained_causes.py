@@ -50,6 +50,7 @@ service_listen = "127.0.0.1:0"
 [service.programs]
 sh = "/bin/sh"
 """
+SH = 'sh = "/bin/sh"\n'
 MORE = 'more = "/bin/sh"\n'
 """A program that is named besides, or is not."""
 SPEAKS = bundles.ARTIFACT
@@ -756,6 +757,15 @@ Test().run()
 SERVES = {"artifact": PUTTING, "capabilities": ["kv:read", "kv:write", "task:run"]}
 
 
+LETTER = {"to": ["a@example.org"], "subject": "s", "body": "t"}
+TUNNEL = {
+    "name": "t",
+    "tunnel": "6ff42ae2-765d-4adf-8112-31c55c1551ef",
+    "credentials": "t.json",
+    "ingress": [{"hostname": "a.example.org", "service": HOME.rstrip("/")}, {"service": "http_status:404"}],
+}
+
+
 def service_is(world: World, name: str, code: str) -> None:
     def error() -> Any:
         rows = world.daemon.get(f"/api/services?plugin=acme.{name}").json()["services"]
@@ -772,15 +782,27 @@ def looping(world: World, name: str) -> None:
 
 def named(world: World, more: str) -> None:
     """Have the settings name the program `more`, or not."""
+    changed(world, SH + MORE, SH)
+    changed(world, SH, SH + more)
+
+
+def changed(world: World, before: str, after: str) -> None:
+    """Change the settings, and reload them."""
     config = world.place.config
-    config.write_text(config.read_text().replace(MORE, "").replace('sh = "/bin/sh"\n', 'sh = "/bin/sh"\n' + more))
+    config.write_text(config.read_text().replace(before, after))
     world.daemon.process.send_signal(signal.SIGHUP)
+
+
+def taken(world: World, name: str, **params: Any) -> None:
+    """Its service is taken, once the settings are in force."""
+    put = {"name": "n", "args": ["-c", "sleep 600"], **params}
+    world.daemon.until(lambda: "code" not in attempt(world, name, "service.put", put), "the service to be taken")
 
 
 def unnamed(world: World, name: str) -> None:
     named(world, MORE)
     world.up(f"acme.{name}", accept=["task:run"])
-    attempt(world, name, "service.put", {"name": "n", "program": "more", "args": ["-c", "sleep 600"]})
+    taken(world, name, program="more")
     named(world, "")
     service_is(world, name, "program_not_allowed")
 
@@ -800,6 +822,43 @@ SERVICES = (
         after=unnamed,
         act=lambda w, n: named(w, MORE),
         left="",
+    ),
+    Case(
+        name="program-missing",
+        command="latticed --check-config",
+        before=dropped(**PUTS),
+        after=denied("service.put", ("task:run",), name="n", program="other"),
+        act=lambda w, n: (changed(w, SH, SH + 'other = "/bin/sh"\n'), taken(w, n, program="other")),
+        left="",
+    ),
+    Case(
+        name="network-kept",
+        command="latticed --check-config",
+        before=dropped(**PUTS),
+        after=denied("service.put", ("task:run",), name="n", program="sh", network="host"),
+        act=lambda w, n: (
+            changed(w, "[service.programs]", '[service]\nhost_network = ["sh"]\n\n[service.programs]'),
+            taken(w, n, program="sh", network="host"),
+        ),
+        left=None,
+    ),
+    Case(
+        name="mailless",
+        command="latticed --check-config",
+        before=dropped(**TRIES),
+        after=denied("mail.send", ("http:egress",), **LETTER),
+        left=None,
+    ),
+    Case(
+        name="tunnelled",
+        command="latticed --check-config",
+        before=dropped(artifact=TRYING, capabilities=["tunnel:admin"]),
+        after=lambda w, n: (
+            w.up(f"acme.{n}", accept=["tunnel:admin"]),
+            w.run(f"latticectl caps grant acme.{n} origin=http://127.0.0.1:{w.port}"),
+            attempt(w, n, "tunnel.put", TUNNEL),
+        ),
+        left=None,
     ),
 )
 

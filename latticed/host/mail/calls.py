@@ -155,7 +155,9 @@ def relay_of(settings: Settings) -> Relay:
     parsed = relays.parsed(settings.relay)
     if parsed is None:
         raise HostError(
-            Denial.SERVICE_UNAVAILABLE, "no mail relay is configured: the operator sets relay and sender in [mail]"
+            Denial.SERVICE_UNAVAILABLE,
+            "no mail relay is configured: the operator sets relay and sender in [mail]",
+            fix="setting=mail.relay",
         )
     scheme, host, port, pinned = parsed
     if pinned or hosts.address_of(host) is not None:

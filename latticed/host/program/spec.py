@@ -84,9 +84,9 @@ def checked(
     check_name(asked.name)
     if asked.program not in settings.programs:
         names = ", ".join(sorted(settings.programs)) or "none"
-        raise bad("program", f"one of those that the operator allows ({names})")
+        raise bad("program", f"one of those that the operator allows ({names})", fix="setting=service.programs")
     if (reason := not_allowed(asked.program, asked.network, settings)) is not None:
-        raise HostError(Denial.EGRESS_BLOCKED, f"network: {reason}")
+        raise HostError(Denial.EGRESS_BLOCKED, f"network: {reason}", fix="setting=service.host_network")
     if len(asked.args) > MAX_ARGS or len(asked.environment) > MAX_VARIABLES:
         raise bad("args", f"at most {MAX_ARGS}, and at most {MAX_VARIABLES} variables")
     # Only granted variables, and no secrets in them or in arguments: see `_check_text`.
