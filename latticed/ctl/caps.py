@@ -44,8 +44,8 @@ _OF_PLUGIN: Final = (Column(title="CAPABILITY"), Column(title="RISK"), Column(ti
 _KINDS: Final = ", ".join(f"{kind}=…" for kind in consents.KINDS)
 
 
-_AT_START: Final = frozenset({"feature", "limit", "level", "prefix", "sandbox"})
-"""What counts from a plugin's next start on."""
+_AT_START: Final = frozenset({"feature", "limit", "level", "sandbox"})
+"""What counts from a plugin's next start on; of a worker, whose routes are its manifest's, a prefix does too."""
 
 _USED: Final = (
     Column(title="HOST CALL"),
@@ -191,8 +191,11 @@ def _change(session: CtlSession) -> int:
     for done, words in _done(wanted, granting=granting).items():
         session.screen.line(args.id, done if changed else f"already {done}", ", ".join(words))
     # A trim restarts the plugin by itself where that is needed; a grant does not.
-    at_start = granting and changed and any(one.partition("=")[0] in _AT_START for one in wanted)
-    if at_start and ask.plugin(client, args.id)[1].status == "active":
+    kinds = {one.partition("=")[0] for one in wanted} if granting and changed else set()
+    if not kinds & {*_AT_START, "prefix"}:
+        return ExitCode.OK
+    view = ask.plugin(client, args.id)[1]
+    if view.status == "active" and (kinds & _AT_START or view.type == "worker"):
         session.screen.note("a plugin that is running has it from its next start")
         session.screen.hint(shlex.join(["latticectl", "restart", args.id]))
     return ExitCode.OK

@@ -950,5 +950,16 @@ def advised(world: World, plugin_id: str) -> Any:
     return json.loads(said)["what_to_do"] if code == 0 else code
 
 
+@pytest.mark.root
+def test_granted_prefix_of_a_plugin_that_puts_routes_itself_counts_at_once(world):
+    """Nothing is said of its next start, and it puts the route."""
+    route = {"path": "/at-once/", "target": "template", "template": "hello"}
+    world.drop("prompt", **PUTS)
+    world.up("acme.prompt")
+    code, said = world.latticectl("caps", "grant", "acme.prompt", "prefix=/at-once/")
+    assert (code, "next start" in said) == (0, False), said
+    assert "code" not in attempt(world, "prompt", "route.put", route)
+
+
 def test_at_least_forty_causes_of_explain_are_tested():
     assert len({case.name for case in CASES}) == len(CASES) >= 40
