@@ -6,10 +6,11 @@ writable `/scratch`, the plugin's script. There is no /proc, no /sys, no home, n
 
 from __future__ import annotations
 
+import resource
 import signal
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.sandbox import seccomp, stub_calls
+from latticed.sandbox import rlimits, seccomp, stub_calls
 from latticed.sandbox import visible_paths as view
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def tree(
         "inodes": _ROOT_INODES,
         "binds": [(path, False) for path in seen.read] + [(path, True) for path in view.DEVICES],
         "needed": seen.needed,
-        "zero": (view.ZERO, _ZERO_BYTES),
+        # Not above the daemon's own hard limit: truncate(2) to more ends the process (SIGXFSZ).
+        "zero": (view.ZERO, rlimits.least(_ZERO_BYTES, resource.getrlimit(resource.RLIMIT_FSIZE)[1])),
         "links": seen.links,
         "scratch": scratch if workdir else "",
         "data": data,

@@ -71,10 +71,10 @@ def table(
         # Last: descriptors above it stay open, but no new ones can be opened.
         (resource.RLIMIT_NOFILE, limits.open_files),
     ]
-    return [(which, _least(value, resource.getrlimit(which)[1])) for which, value in rows]
+    return [(which, least(value, resource.getrlimit(which)[1])) for which, value in rows]
 
 
-def _least(value: int, hard: int) -> int:
+def least(value: int, hard: int) -> int:
     """The lower of a value and a hard limit."""
     if resource.RLIM_INFINITY in {value, hard}:  # -1 in Python, so max() gives the other one
         return max(value, hard)

@@ -77,6 +77,15 @@ def test_daemon_resets_inherited_process_attributes(place, acme):
         assert path.lstat().st_mode & stat.S_IRUSR, path
 
 
+def test_plugin_starts_under_a_hard_limit_of_the_file_size(place, acme):
+    """1 MiB: the child's /dev/zero, a file without end, is no larger."""
+    place.before = ("prlimit", f"--fsize={1 << 20}:{1 << 20}")
+    with place.running() as daemon:
+        host = hosting.Host(daemon=daemon, author=acme)
+        host.up("acme.demo", CRASHER)
+        assert host.result("acme.demo", "limits")[0] == [32, 32]
+
+
 def test_latticectl_resets_inherited_process_attributes(daemon):
     """It answers, SIGTERM ends it though it was blocked, and closed output is reported as an error."""
     place = daemon.place
