@@ -6,7 +6,7 @@ import shlex
 from argparse import ArgumentTypeError
 from typing import TYPE_CHECKING, Any, Final
 
-from latticed.ctl import ask, limits, replies
+from latticed.ctl import ask, decision, limits, replies
 from latticed.ctl.arguments import Parser, examples
 from latticed.ctl.exit_codes import ExitCode
 from latticed.ctl.table import Cell, Column
@@ -187,9 +187,11 @@ def _change(session: CtlSession) -> int:
     changed = _kept(before) != _kept(plain)
     if session.screen.json_wanted:
         session.screen.json(plain)
-        return ExitCode.OK
+        return ExitCode.FAILED if plain.get("unrecorded") else ExitCode.OK
     for done, words in _done(wanted, granting=granting).items():
         session.screen.line(args.id, done if changed else f"already {done}", ", ".join(words))
+    if plain.get("unrecorded"):
+        return decision.unrecorded(session.screen)
     # A trim restarts the plugin by itself where that is needed; a grant does not.
     kinds = {one.partition("=")[0] for one in wanted} if granting and changed else set()
     if not kinds & {*_AT_START, "prefix"}:

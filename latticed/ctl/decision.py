@@ -64,9 +64,7 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
     else:
         screen.line(view.id, done + (f": version {view.version}" if view.version else ""), _alive(view))
     if view.unrecorded:
-        screen.note("error: this cannot be written down yet: if latticed is started anew before it is, it is as before")
-        screen.hint("latticectl health says why")
-        return ExitCode.FAILED
+        return unrecorded(screen)
     tone, why = became(view)
     # The decision holds although the start failed, so this is no refusal but a failure.
     if tone == "bad":
@@ -85,6 +83,13 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
     if view.status in {"installed", "active"}:
         consent.remind(screen, view)
     return ExitCode.OK
+
+
+def unrecorded(screen: Screen) -> int:
+    """Say that what was decided is in force, and that the next start may undo it; exit code 1."""
+    screen.note("error: this cannot be written down yet: if latticed is started anew before it is, it is as before")
+    screen.hint("latticectl health says why")
+    return ExitCode.FAILED
 
 
 def became(view: wire.PluginView, *, upgraded: bool = False) -> tuple[str, str]:

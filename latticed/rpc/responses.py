@@ -212,7 +212,8 @@ class UsualView(TypedDict):
 class GrantsView(TypedDict):
     """What a plugin declares, and what of it the operator granted and accepted; `withheld` is the rest, to be named,
     `withheld_hosts` the hosts of the rest. `declares_hosts`: whether no hosts but those of its manifest can be granted.
-    `usual`: what counts for a level or limit of `accepted` that is left to the settings.
+    `usual`: what counts for a level or limit of `accepted` that is left to the settings. `unrecorded`: true while the
+    ledger has not taken the last decision: the next start could undo it.
     """
 
     id: str
@@ -226,6 +227,7 @@ class GrantsView(TypedDict):
     withheld: list[str]
     withheld_hosts: list[str]
     declares_hosts: bool
+    unrecorded: NotRequired[bool]
 
 
 class CallCount(TypedDict):

@@ -175,6 +175,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
     there = seen.verdict.manifest if seen is not None and not record.accepted else None
     manifest = presence.manifest_of(record.facts) or there
     usual = api.lifecycle.deps.defaults
+    unrecorded = {"unrecorded": True} if record.id in api.lifecycle.write_behind.unrecorded else {}
     return {
         "id": record.id,
         "declared": list(record.facts.capabilities),
@@ -187,6 +188,7 @@ def grants(api: Api, record: Record) -> dict[str, Any]:
         "withheld": list(granting.withheld(record, usual)),
         "withheld_hosts": list(granting.withheld_hosts(record, manifest)),
         "declares_hosts": manifest is None or manifest.declared_hosts is not None,
+        **unrecorded,
     }
 
 

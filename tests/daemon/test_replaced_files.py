@@ -173,6 +173,11 @@ def test_disable_that_cannot_be_recorded_says_so(daemon, acme):
     daemon.activate()
     put_back = moved_away(place.state)
     daemon.until(lambda: "state_replaced" in health(daemon), "health to say that the state is gone")
+    grants = "/api/plugins/by-id/acme.demo/grants"
+    trimmed = daemon.ask("PUT", grants, {"trim": ["kv:read"]}).json()
+    assert (trimmed["masked"], trimmed.get("unrecorded")) == (["kv:read"], True)
+    ran = daemon.ctl("caps", "trim", "acme.demo", "log:write")
+    assert (ran.returncode, "error: this cannot be written down yet" in ran.stderr) == (1, True), ran
     answer = daemon.set_status("disabled").json()
     assert (answer["status"], answer["runtime"]["state"], answer.get("unrecorded")) == ("disabled", "stopped", True)
     ran = daemon.ctl("disable", "acme.demo")
@@ -180,6 +185,7 @@ def test_disable_that_cannot_be_recorded_says_so(daemon, acme):
     assert "error: this cannot be written down yet" in ran.stderr
     put_back()
     daemon.until(lambda: "unrecorded" not in daemon.plugin(), "the decision to be on record")
+    assert "unrecorded" not in daemon.get(grants).json()
     assert daemon.ctl("disable", "acme.demo").returncode == 0
     daemon.kill()
     with place.running() as again:
