@@ -103,6 +103,12 @@ def main(argv: Sequence[str] | None = None, *, builtins: tuple[Builtin, ...] = B
         hint = f" ({problem.hint})" if problem.hint else ""
         sys.stderr.write(f"latticed: {problem.code}: {problem.reason}{hint}\n")
         return EXIT_CODES.get(problem.code, 1)
+    except RuntimeError as error:
+        # Python has no other sign of a thread that the limit of processes refuses.
+        if str(error) != "can't start new thread":
+            raise
+        sys.stderr.write("latticed: cannot start a thread: raise the limit of processes (RLIMIT_NPROC, TasksMax)\n")
+        return 1
     finally:
         logs.reset()
         _let_go_of_stdout()

@@ -86,6 +86,16 @@ def test_plugin_starts_under_a_hard_limit_of_the_file_size(place, acme):
         assert host.result("acme.demo", "limits")[0] == [32, 32]
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("most", [1, 3])
+def test_start_that_may_not_make_threads_names_the_limit(place, most):
+    """RLIMIT_NPROC at what the user has already; it does not hold for root."""
+    ran = place.ran(["prlimit", f"--nproc={most}:{most}", *place.command()])
+    assert ran.returncode == 1, ran
+    assert "cannot start a thread: raise the limit of processes (RLIMIT_NPROC, TasksMax)\n" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_latticectl_resets_inherited_process_attributes(daemon):
     """It answers, SIGTERM ends it though it was blocked, and closed output is reported as an error."""
     place = daemon.place
