@@ -86,7 +86,7 @@ def test_plugin_that_is_not_armed_cannot_be_invoked(host):
     host.daemon.until(lambda: host.daemon.plugin("acme.idle"), "the bundle")
     answer = host.invoke("acme.idle", "greet")
     assert (answer.status, answer.code) == (409, "not_armed")
-    assert "hint: latticectl info acme.idle" in host.daemon.ctl("invoke", "acme.idle", "greet").stderr
+    assert "hint: latticectl explain acme.idle" in host.daemon.ctl("invoke", "acme.idle", "greet").stderr
     assert host.daemon.events(action="plugin.invoke", target="acme.idle") == []
 
 
