@@ -150,7 +150,7 @@ async def test_flood_of_one_node_keeps_nobody_elses_word_from_the_controller(fle
         f"{what}: quiet p50 {quiet[len(quiet) // 2]:.3f} s max {quiet[-1]:.3f} s, "
         f"loud p50 {loud[len(loud) // 2]:.3f} s max {loud[-1]:.3f} s, {sent[0]} sent"
     )
-    assert sent[0] > 10_000
+    assert sent[0] > 2_000, "several times any quota, also on a busy machine"
     assert kept["STATUS"] <= deployment.STATUSES_PER_NODE
     assert kept["PRESENCE"] <= deployment.BEATS_PER_NODE
     assert kept["EVENTS"] <= deployment.EVENTS_PER_NODE
