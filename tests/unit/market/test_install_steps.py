@@ -191,32 +191,15 @@ async def test_import_that_is_cancelled_closes_its_file_when_nobody_reads_it_any
 @pytest.mark.parametrize("kind", ["install", "import"])
 async def test_install_that_is_cancelled_while_it_places_removes_nothing_beside_that(source, monkeypatch, kind):
     """What is staged is the old bundle once both have changed places."""
-    placing, go_on, order = threading.Event(), threading.Event(), []
-
-    def place(shelf, *what, original=MarketShelf.place):
-        placing.set()
-        go_on.wait(30)
-        original(shelf, *what)
-        order.append("placed")
-
-    def unstage(shelf, *what, original=MarketShelf.unstage):
-        order.append("unstaged")
-        original(shelf, *what)
-
     async with in_process.opened(author=ACME, toml=source) as home:
         assert (await home.ask("POST", "/api/market/refresh", {})).status == 200
-        monkeypatch.setattr(MarketShelf, "place", place)
-        monkeypatch.setattr(MarketShelf, "unstage", unstage)
         market, actor = home.app.api.market(), Actor(kind="daemon")
-        if kind == "install":
-            taking = asyncio.create_task(market.installer.install(rules.WantedRelease(id=ID), actor))
-        else:
-            taking = asyncio.create_task(market.importer.take(rules.WantedImport(name="1.1.0.tar"), actor))
-        assert await asyncio.to_thread(placing.wait, 30)
-        taking.cancel()
-        await asyncio.wait({taking}, timeout=0.5)
-        go_on.set()
-        await asyncio.wait({taking})
-        assert taking.cancelled()
-        assert order == ["placed", "unstaged"]
+
+        def begin():
+            if kind == "install":
+                return market.installer.install(rules.WantedRelease(id=ID), actor)
+            return market.importer.take(rules.WantedImport(name="1.1.0.tar"), actor)
+
+        order = await stepping.cancelled_in(MarketShelf, "place", "unstage", monkeypatch, begin)
+        assert order == ["place", "unstage"]
         assert placed(home) == "1.1.0"

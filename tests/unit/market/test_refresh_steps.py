@@ -6,10 +6,8 @@ directory is copied before each, which is what a kill at that moment leaves; a d
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
-import threading
 import time
 
 import pytest
@@ -106,32 +104,15 @@ async def test_refresh_that_is_cancelled_while_it_places_a_repository_removes_no
     tmp_path, monkeypatch
 ):
     """Else what is placed would lack what was removed of it just then."""
-    placing, go_on, order = threading.Event(), threading.Event(), []
-
-    def put(shelf, *what, original=MarketShelf.put_repository):
-        placing.set()
-        go_on.wait(30)
-        original(shelf, *what)
-        order.append("placed")
-
-    def unstage(shelf, *what, original=MarketShelf.unstage):
-        order.append("unstaged")
-        original(shelf, *what)
-
     shelf = TufShelf(tmp_path)
     bundle = bundles.drop(tmp_path / "v", author=ACME, id="acme.demo")
     shelf.publish(indexes.entry(bundle, f"{shelf.url}acme.demo/"), time.time() - 60)
     async with in_process.opened(author=ACME, toml=f"[market.sources.local]\n{shelf.settings}") as home:
-        monkeypatch.setattr(MarketShelf, "put_repository", put)
-        monkeypatch.setattr(MarketShelf, "unstage", unstage)
-        refreshing = asyncio.create_task(home.app.api.market().refresh("local", Actor(kind="daemon")))
-        assert await asyncio.to_thread(placing.wait, 30)
-        refreshing.cancel()
-        await asyncio.wait({refreshing}, timeout=0.5)
-        go_on.set()
-        await asyncio.wait({refreshing})
-        assert refreshing.cancelled()
-        assert order == ["placed", "unstaged"]
+        market, actor = home.app.api.market(), Actor(kind="daemon")
+        order = await stepping.cancelled_in(
+            MarketShelf, "put_repository", "unstage", monkeypatch, lambda: market.refresh("local", actor)
+        )
+        assert order == ["put_repository", "unstage"]
 
 
 async def shown(home):

@@ -16,6 +16,17 @@ ID = "acme.demo"
 ACME, SOURCE = bundles.author("acme"), bundles.author("source")
 
 
+def take_back(shelf, plugin, action):
+    """Publish that this source takes a plugin back, as `ID@VERSION`."""
+    taken_back = {
+        "schema": "latticed.market.revocations.v1",
+        "generated_at": indexes.moment(time.time() - 60),
+        "revocations": [{"plugin": plugin, "action": action}],
+    }
+    signed = indexes.sign(taken_back, SOURCE, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
+    (shelf / "revocations.json").write_bytes(indexes.encoded(signed))
+
+
 async def test_source_that_takes_back_all_versions_reaches_those_that_were_taken_of_it(tmp_path):
     """Not the one that came from elsewhere."""
     shelf = tmp_path / "shelf"
@@ -36,13 +47,7 @@ async def test_source_that_takes_back_all_versions_reaches_those_that_were_taken
         assert (await home.ask("POST", "/api/market/import", {"name": "2.0.0.tar"})).status == 200
         await home.until_plugin(ID, lambda view: "candidate" in view)
         assert (await home.ask("POST", f"/api/plugins/by-id/{ID}/upgrade", {})).status == 200
-        taken_back = {
-            "schema": "latticed.market.revocations.v1",
-            "generated_at": indexes.moment(time.time() - 60),
-            "revocations": [{"plugin": f"{ID}@*", "action": "freeze"}],
-        }
-        signed = indexes.sign(taken_back, SOURCE, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
-        (shelf / "revocations.json").write_bytes(indexes.encoded(signed))
+        take_back(shelf, f"{ID}@*", "freeze")
         refreshed = await home.ask("POST", "/api/market/refresh", {})
         assert refreshed.status == 200, refreshed
         await home.look()
@@ -74,13 +79,7 @@ async def test_bundle_taken_after_a_refresh_that_was_cancelled_while_it_removed_
     async with in_process.opened(author=ACME, toml=toml) as home:
         assert (await home.ask("POST", "/api/market/refresh", {})).status == 200
         assert (await home.ask("POST", "/api/market/install", {"id": ID, "version": "1.0.0"})).status == 200
-        taken_back = {
-            "schema": "latticed.market.revocations.v1",
-            "generated_at": indexes.moment(time.time() - 60),
-            "revocations": [{"plugin": f"{ID}@1.0.0", "action": "kill"}],
-        }
-        signed = indexes.sign(taken_back, SOURCE, domain=b"LATTICED-MARKET-REVOCATIONS-V1\n")
-        (shelf / "revocations.json").write_bytes(indexes.encoded(signed))
+        take_back(shelf, f"{ID}@1.0.0", "kill")
         monkeypatch.setattr(MarketShelf, "remove", remove)
         market, actor = home.app.api.market(), Actor(kind="daemon")
         refreshing = asyncio.create_task(market.refresh("local", actor))
