@@ -251,7 +251,7 @@ async def _run(settings: Settings, make: Callable[..., App]) -> int:
 
 
 def _listener() -> socket.socket | None:
-    """The listening socket that the service manager passed, or None; Problem socket_unusable when it is none."""
+    """The listening socket that the service manager passed; None without one, Problem socket_unusable for another."""
     try:
         return sd_notify.passed_listener(os.environ)
     except OSError as error:

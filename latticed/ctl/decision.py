@@ -87,7 +87,7 @@ def report(session: CtlSession, plain: Any, done: str) -> int:
 
 def unrecorded(screen: Screen) -> int:
     """Say that what was decided is in force, and that the next start may undo it; exit code 1."""
-    screen.note("error: this cannot be written down yet: if latticed is started anew before it is, it is as before")
+    screen.note("error: this cannot be written down yet: until it is, a restart of latticed would undo it")
     screen.hint("latticectl health says why")
     return ExitCode.FAILED
 

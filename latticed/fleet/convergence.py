@@ -32,7 +32,7 @@ _LONGEST_S: Final = 3_600.0
 _SPOILT: Final = frozenset({"not_found", "import_invalid", "changed_while_reading", "digest_mismatch", "foreign_owner"})
 """Codes of an import after which the file in the spool is of no use."""
 _ANOTHER: Final = "import_mismatch"
-"""Code of one whose file is whole, and holds another bundle than is wanted: the same file would each time."""
+"""Code of an import whose file is whole and holds another bundle than is wanted: fetched again, it is the same file."""
 _UNTRIED: Final = frozenset({"busy", "stopping"})
 """Codes of one that was not begun: its file is wanted still."""
 _UNREACHABLE: Final = frozenset({"unreachable", "socket_denied", "socket_foreign"})

@@ -88,7 +88,7 @@ class Fetching:
             self._changed.set()
 
     def keep(self, wanted: Collection[str]) -> None:
-        """Of what came nothing else is wanted any more."""
+        """These are wanted still, of what came; the rest of it may go from the spool."""
         under_way = {one.message.sha256 for one in self._running.values()}
         for sha256 in self._here.difference(wanted):
             self._here.discard(sha256)

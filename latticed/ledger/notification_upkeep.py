@@ -41,8 +41,8 @@ def give_up(tx: Transaction, limit_s: int, *, now_us: int) -> dict[str, int]:
     return given_up
 
 
-def retain(tx: Transaction, *, before_us: int, most: int, slack: int = 0) -> int:
-    """Remove items that ended before `before_us`, and where more than `most` have ended all but `most - slack`: of the
+def retain(tx: Transaction, *, before_us: int, most: int, room: int = 0) -> int:
+    """Remove items that ended before `before_us`, and where more than `most` have ended all but `most - room`: of the
     sender with the most, its oldest first; returns how many.
     """
     tx.execute("DELETE FROM notifications WHERE status IN ('done', 'failed') AND updated_at < ?", (before_us,))
@@ -55,7 +55,7 @@ def retain(tx: Transaction, *, before_us: int, most: int, slack: int = 0) -> int
         # `place` is 1 for the newest of its sender, so that one with many pushes out its own alone.
         " row_number() OVER (PARTITION BY plugin_id ORDER BY updated_at DESC, seq DESC) AS place"
         " FROM notifications WHERE status IN ('done', 'failed')) ORDER BY place DESC, updated_at, seq LIMIT ?)",
-        (over + slack,),
+        (over + room,),
     )
     return removed + tx.changes()
 

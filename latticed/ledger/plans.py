@@ -21,8 +21,8 @@ _COLUMNS: Final = "number, plugin_id, sha256, kind, intent, state, review, code,
 OPEN: Final = frozenset({PlanState.PLANNED, PlanState.APPROVED, PlanState.APPLYING, PlanState.UNCONFIRMED})
 """States of plans that wait for somebody, or that are being applied."""
 NEEDED: Final = OPEN | {PlanState.APPLIED}
-"""States of plans that `_make_room` does not remove: of the one that its target holds a plugin asks for the intent, as
-long as that is.
+"""States of plans that `_make_room` does not remove. From the row of the applied one its plugin reads what is in force
+(`network.state`), and changes that: to remove one device, say.
 """
 STAYS: Final = OPEN | {PlanState.REFUSED}
 """States that planning the same again leaves as they are: what is open, and what an operator refused."""

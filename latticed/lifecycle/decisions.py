@@ -546,7 +546,7 @@ class Decisions:
         A tombstone is not_found unless `forgotten`.
         """
         if plugin_id not in self.state.records:  # before making a lock: callers may ask for any name
-            raise await self._refused(actor, plugin_id, _unknown(plugin_id).fault)
+            raise await self._refused(actor, plugin_id, unknown(plugin_id).fault)
         async with self.turns.turn(plugin_id):
             try:
                 record = self._known(plugin_id, forgotten=forgotten)
@@ -567,7 +567,7 @@ class Decisions:
         """The record; Problem not_found, also for a tombstone unless `forgotten`."""
         record = self.state.records.get(plugin_id)
         if record is None or (record.forgotten and not forgotten):
-            raise _unknown(plugin_id)
+            raise unknown(plugin_id)
         return record
 
     def _changed(self, record: Record, wanted: Status, consent: UpgradeConsent) -> Record | Problem:
@@ -662,7 +662,7 @@ class Decisions:
         return self.state.records.get(record.id, record)
 
 
-def _unknown(plugin_id: str) -> Problem:
+def unknown(plugin_id: str) -> Problem:
     """Problem not_found for an id without a record."""
     detail = f"there is no plugin {plugin_id[:130]!r}"
     return Problem("not_found", detail, "latticectl list, or latticectl rejected")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from latticed.kit.clock import rfc3339
-from latticed.model.errors import Problem
+from latticed.rpc.running import known
 from latticed.supervisor.history import MINUTE_S
 from latticed.supervisor.ring import QUARTER, HistoryRing
 
@@ -20,11 +20,7 @@ async def history(ask: Ask) -> HistoryReport:
 
     Kept in memory alone: it begins anew with the daemon.
     """
-    record = ask.api.lifecycle.records.get(ask.part("id"))
-    if record is None or record.forgotten:
-        raise Problem(
-            "not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list, or latticectl rejected"
-        )
+    record = ask.api.lifecycle.records[known(ask)]
     kept = ask.api.history
     ring = kept.of(record.id) or HistoryRing()
     looked = ring.last >= 0

@@ -23,7 +23,7 @@ from latticed.model.audit import Actor
 from latticed.model.errors import Problem
 from latticed.model.hostcall import FIX
 from latticed.model.lifecycle import Status
-from latticed.rpc import explain, views
+from latticed.rpc import explain, running, views
 from latticed.rpc.access import Scope
 from latticed.rpc.api import Body, QueryParams
 
@@ -377,9 +377,4 @@ def _named(texts: tuple[str, ...], *, upgrading: bool = True) -> consents.Named:
 
 def _record(ask: Ask) -> Record:
     """The record of the plugin in the path; Problem not_found for an unknown or forgotten one."""
-    record = ask.api.lifecycle.records.get(ask.part("id"))
-    if record is None or record.forgotten:
-        raise Problem(
-            "not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list, or latticectl rejected"
-        )
-    return record
+    return ask.api.lifecycle.records[running.known(ask)]

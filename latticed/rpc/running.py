@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from msgspec import Meta
 
+from latticed.lifecycle.decisions import unknown
 from latticed.model.audit import Event
 from latticed.model.errors import Problem
 from latticed.rpc.api import Body, QueryParams
@@ -102,5 +103,5 @@ def known(ask: Ask, plugin_id: str | None = None, *, forgotten: bool = False) ->
     plugin_id = ask.part("id") if plugin_id is None else plugin_id
     record = ask.api.lifecycle.records.get(plugin_id)
     if record is None or (record.forgotten and not forgotten):
-        raise Problem("not_found", f"there is no plugin {plugin_id[:130]!r}", "latticectl list, or latticectl rejected")
+        raise unknown(plugin_id)
     return plugin_id

@@ -10,9 +10,9 @@ from latticed.kit.clock import rfc3339
 from latticed.ledger import contacts
 from latticed.model import hostcall
 from latticed.model.audit import Actor
-from latticed.model.errors import Problem
 from latticed.model.lifecycle import Status
 from latticed.rpc.api import QueryParams
+from latticed.rpc.running import known
 
 if TYPE_CHECKING:
     from latticed.rpc.api import Ask
@@ -32,11 +32,7 @@ async def usage(ask: Ask) -> UsageReport:
 
     Nothing is reported as unused before the plugin was watched for as long as the query looks back.
     """
-    record = ask.api.lifecycle.records.get(ask.part("id"))
-    if record is None or record.forgotten:
-        raise Problem(
-            "not_found", f"there is no plugin {ask.part('id')[:130]!r}", "latticectl list, or latticectl rejected"
-        )
+    record = ask.api.lifecycle.records[known(ask)]
     since_us = ask.api.clock.wall_us() - ask.query(Lookback).days * DAY_US
     actor = str(Actor(kind="plugin", name=record.id))
     made = await contacts.used(ask.api.ledger.read_slow, actor, since_us)

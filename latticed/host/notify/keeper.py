@@ -290,8 +290,8 @@ class NotificationQueue:
             for item_id in lost:
                 rows.put_back(tx, item_id, next_at=now_us, now_us=now_us, code="lost", reason="no answer")
             before_us, most = now_us - settings.keep_days * DAY_S * 1_000_000, settings.keep_items
-            # Some more at once, since it has to sort all of them: 0.1 s for 10,000, in which nothing else is recorded.
-            upkeep.retain(tx, before_us=before_us, most=most, slack=most // 20)
+            # Room for some more at once: it sorts all of them, 0.1 s for 10,000, in which nothing else is recorded.
+            upkeep.retain(tx, before_us=before_us, most=most, room=most // 20)
 
         await self._ledger.write(change)
         # Only once it is committed: after a failed write, the next sweep counts these seconds, too.

@@ -179,8 +179,8 @@ def test_retention_makes_room_for_some_more_at_once(tx):
     ended = [accept(tx).id for _ in range(9)]
     for number, item_id in enumerate(ended):
         rows.finish(tx, item_id, "done", now_us=number)
-    assert upkeep.retain(tx, before_us=0, most=9, slack=3) == 0
-    assert upkeep.retain(tx, before_us=0, most=8, slack=3) == 4
+    assert upkeep.retain(tx, before_us=0, most=9, room=3) == 0
+    assert upkeep.retain(tx, before_us=0, most=8, room=3) == 4
     assert [item.id for item in upkeep.page(tx)] == list(reversed(ended[4:]))
 
 
